@@ -1,0 +1,34 @@
+"""The public names and where each is defined: one static table, read without importing torch."""
+
+from __future__ import annotations
+
+__all__ = ["NAMES"]
+
+_BY_MODULE = {
+    "core.guidance": "CFG PAG SAG",
+    "core.media": "VaeImageProcessor",
+    "core.tasks": "Image2Image Inpaint Text2Image",
+    "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
+    "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
+        StableDiffusionPAGImg2ImgPipeline StableDiffusionPAGInpaintPipeline StableDiffusionPAGPipeline
+        StableDiffusionPipeline StableDiffusionSAGPipeline""",
+    "families.unconditional": "DDIMPipeline DDPMPipeline",
+    "family": "Family ImagePipelineOutput",
+    "models.auto": "AutoModel",
+    "models.autoencoder_kl": "AutoencoderKL",
+    "models.unet_2d": "UNet2DModel",
+    "models.unet_2d_condition": "UNet2DConditionModel",
+    "pipeline": "DiffusionPipeline",
+    "runtime.fork": "fork",
+    "schedulers.ddim": "DDIMScheduler",
+    "schedulers.ddpm": "DDPMScheduler",
+    "schedulers.dpmsolver_multistep": "DPMSolverMultistepScheduler",
+    "schedulers.euler_discrete": "EulerDiscreteScheduler",
+    "schedulers.euler_ancestral_discrete": "EulerAncestralDiscreteScheduler",
+    "schedulers.heun_discrete": "HeunDiscreteScheduler",
+    "schedulers.lms_discrete": "LMSDiscreteScheduler",
+    "schedulers.pndm": "PNDMScheduler",
+    "utils": "load_image make_image_grid",
+}
+
+NAMES: dict[str, str] = {name: module for module, names in _BY_MODULE.items() for name in names.split()}

@@ -1,0 +1,1 @@
+"""The parts that know no family: types, loop, guidance, tasks, attention, media."""

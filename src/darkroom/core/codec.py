@@ -1,0 +1,67 @@
+"""Between pixels and latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+__all__ = ["LatentCodec", "Pixels", "ScaledCodec"]
+
+
+class LatentCodec(Protocol):
+    """Encodes pictures (B, 3, 8H, 8W) in [-1, 1] to latents (B, C, H, W) and back, with the components of `pipe`."""
+
+    def factor(self, pipe: Any) -> int:
+        """Pixels per latent along each side."""
+
+    def channels(self, pipe: Any) -> int:
+        """C of the latents."""
+
+    def encode(self, pipe: Any, pixels: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor: ...
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor: ...
+
+
+class ScaledCodec:
+    """A variational autoencoder whose latents are shifted and scaled to unit variance: z = (sample - shift) scale (Rombach et al. 2022, G)."""
+
+    def __init__(self, component: str = "vae"):
+        self.component = component
+
+    def factor(self, pipe: Any) -> int:
+        return 2 ** (len(getattr(pipe, self.component).config.block_out_channels) - 1)
+
+    def channels(self, pipe: Any) -> int:
+        return getattr(pipe, self.component).config.latent_channels
+
+    def encode(self, pipe: Any, pixels: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor:
+        """A sample of the posterior; a list of generators draws one picture each."""
+        vae = getattr(pipe, self.component)
+        if isinstance(generator, (list, tuple)):
+            parts = zip(pixels.split(1), generator)
+            z = torch.cat([vae.encode(p).latent_dist.sample(g) for p, g in parts])
+        else:
+            z = vae.encode(pixels).latent_dist.sample(generator)
+        return (z - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        vae = getattr(pipe, self.component)
+        return vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
+
+
+class Pixels:
+    """No codec: the denoiser works on pixels."""
+
+    def factor(self, pipe: Any) -> int:
+        return 1
+
+    def channels(self, pipe: Any) -> int:
+        return pipe.denoiser.config.out_channels
+
+    def encode(self, pipe: Any, pixels: Tensor, generator: Any) -> Tensor:
+        return pixels
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        return latents

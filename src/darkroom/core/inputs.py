@@ -1,0 +1,101 @@
+"""The arguments of a pipeline's call, declared once: signature, validation, stubs and command line are read off these fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+
+__all__ = ["Inputs", "combine", "field", "signature"]
+
+
+def field(
+    help: str,
+    default: Any = None,
+    *,
+    unit: str | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    integer: bool = False,
+    choices: Sequence[str] | None = None,
+) -> Any:
+    """A field of `Inputs`: one line of help, and the bounds that are checked before anything runs."""
+    metadata = dict(help=help, unit=unit, minimum=minimum, maximum=maximum, integer=integer, choices=choices)
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def default_of(spec: dataclasses.Field[Any]) -> Any:
+    return spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+
+
+@dataclass(kw_only=True)
+class Inputs:
+    """The base: arguments that every pipeline has."""
+
+    output_type: str = field("What the pictures come as.", "pil", choices=("pil", "np", "pt", "latent"))
+    return_dict: bool = field("False gives a plain tuple.", True)
+
+    def check(self) -> None:
+        """Raise InputError for the first value outside its field's bounds."""
+        for spec in dataclasses.fields(self):
+            value, rule = getattr(self, spec.name), spec.metadata
+            if value is None or not rule:
+                continue
+            low, high = rule["minimum"], rule["maximum"]
+            if low is not None or high is not None or rule["integer"] or spec.type in ("float", "float | None"):
+                self._check_number(spec.name, value, low, high, rule["integer"])
+            if rule["choices"] and value not in rule["choices"]:
+                raise InputError(
+                    "No such choice.", where=spec.name, got=value, expected=" or ".join(map(str, rule["choices"]))
+                )
+
+    @staticmethod
+    def _check_number(name: str, value: Any, low: float | None, high: float | None, integer: bool) -> None:
+        kind = "a whole number" if integer else "a finite number"
+        span = ""
+        if low is not None and high is not None:
+            span = f" from {low} to {high}"
+        elif low is not None:
+            span = f" of at least {low}"
+        elif high is not None:
+            span = f" of at most {high}"
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a numpy or torch scalar
+            value, number = value.item(), True
+        fits = number and math.isfinite(value) and (not integer or value == int(value))
+        if not (fits and (low is None or value >= low) and (high is None or value <= high)):
+            raise InputError("A number out of range.", where=name, got=value, expected=kind + span)
+
+
+def combine(name: str, parts: Sequence[type[Inputs]], defaults: Mapping[str, Any]) -> type[Inputs]:
+    """One dataclass with the fields of all parts, some of their defaults replaced."""
+    fields: dict[str, dataclasses.Field[Any]] = {}
+    for part in parts:
+        fields |= {spec.name: spec for spec in dataclasses.fields(part)}
+    made = []
+    for spec in fields.values():
+        default = defaults.get(spec.name, default_of(spec))
+        new = field("", default)
+        new.metadata = spec.metadata
+        made.append((spec.name, spec.type, new))
+    return dataclasses.make_dataclass(name, made, bases=(Inputs,), kw_only=True)
+
+
+def signature(inputs: type[Inputs], positional: str) -> inspect.Signature:
+    """The signature of a call: the names in `positional` in that order, all others by keyword only."""
+    specs = {spec.name: spec for spec in dataclasses.fields(inputs)}
+    order = positional.split()
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    for name in [*order, *(n for n in specs if n not in order)]:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name in order else inspect.Parameter.KEYWORD_ONLY
+        parameters.append(
+            inspect.Parameter(name, kind, default=default_of(specs[name]), annotation=specs[name].type)
+        )
+    return inspect.Signature(parameters)

@@ -1,0 +1,49 @@
+"""Random numbers: the one place where noise is drawn, so that a seed means the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from ..errors import InputError
+
+__all__ = ["randn"]
+
+
+def randn(
+    shape: Sequence[int],
+    generator: Generator | Sequence[Generator] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+) -> Tensor:
+    """Standard normal noise of `shape` (B, ...) on `device` (CPU if not given).
+
+    A list of generators draws row by row, so each row is what its own seed alone would give. A CPU generator draws on the
+    CPU whatever the device, so that a seed gives the same noise on every machine.
+
+    Raises:
+        InputError: a list whose length is not B, or a generator of a device that the noise cannot come from.
+    """
+    device = torch.device(device or "cpu")
+    generators = [generator] if isinstance(generator, Generator) or generator is None else list(generator)
+    if len(generators) not in (1, shape[0]):
+        raise InputError(
+            "One generator for each row is needed.", where="generator", got=len(generators), expected=f"1 or {shape[0]}"
+        )
+    origin = device
+    if generators[0] is not None and generators[0].device.type != device.type:
+        origin = generators[0].device
+        if origin.type != "cpu":
+            raise InputError(
+                "This generator cannot draw for that device.",
+                where="generator",
+                got=origin,
+                expected=f"cpu or {device}",
+            )
+    options = {"device": origin, "dtype": dtype, "layout": layout or torch.strided}
+    if len(generators) == 1:
+        return torch.randn(tuple(shape), generator=generators[0], **options).to(device)
+    return torch.cat([torch.randn((1, *shape[1:]), generator=g, **options) for g in generators]).to(device)

@@ -1,0 +1,89 @@
+"""From a picture and noise to another picture (SDEdit, Meng et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import InputError
+from ..inputs import Inputs, field
+from ..media import image_count, image_to_tensor
+from ..random import randn
+from ..types import Run
+from .text2image import SizeInputs, Text2Image, check_generators, check_size, repeat_to
+
+__all__ = ["Image2Image"]
+
+
+@dataclass(kw_only=True)
+class Image2ImageInputs(SizeInputs):
+    image: Any = field("The picture to start from: PIL, numpy (H, W, C) or tensor (C, H, W) in [0, 1], or a list.")
+    strength: float = field(
+        "Share of the noise that is added: 0 keeps the picture, 1 ignores it.", 0.8, minimum=0, maximum=1
+    )
+
+
+def from_strength(pipe: Any, run: Run, strength: float) -> Tensor:
+    """The part of the schedule that remains when noising starts at `strength`: timesteps (steps,)."""
+    pipe.set_timesteps(run)
+    order, steps = run.scheduler.order, run.steps
+    kept = min(int(steps * strength), steps)
+    if kept < 1:
+        raise InputError(
+            "No step remains at this strength.",
+            where="strength",
+            got=f"{strength} with {steps} steps",
+            expected=f"a strength of at least {1 / steps:.3g}",
+            fix="Raise strength or num_inference_steps.",
+        )
+    begin = (steps - kept) * order
+    run.scheduler.set_begin_index(begin)
+    return run.scheduler.timesteps[begin:]
+
+
+def first(generator: Any, count: int) -> Any:
+    """The first `count` of a list of generators, or the one generator (or None) for all."""
+    return generator[:count] if isinstance(generator, (list, tuple)) else generator
+
+
+def encode_image(pipe: Any, run: Run, image: Tensor, where: str) -> Tensor:
+    """Latents of a picture (b, 3, 8H, 8W), repeated over the run's rows; latents pass: (B, C, H, W)."""
+    image = image.to(pipe.device, pipe.run_dtype(run))
+    if image.shape[1] != pipe.codec.channels(pipe) or image.shape[1] == 3:
+        image = pipe.codec.encode(pipe, image, first(run.inputs.generator, image.shape[0]))
+    return repeat_to(image, run.rows, where)
+
+
+class Image2Image(Text2Image):
+    """Start from a picture with `strength` of the noise. Random numbers: the codec's sample, then the noise."""
+
+    name = "image2image"
+    inputs: type[Inputs] = Image2ImageInputs
+
+    def check(self, pipe: Any, inputs: Any, rows: int) -> None:
+        check_size(pipe, inputs)
+        check_generators(inputs.generator, rows)
+        if inputs.image is None:
+            raise InputError("A picture to start from is missing.", where="image", expected="PIL, numpy, tensor or list")
+        image_count(inputs.image)
+
+    def start(self, pipe: Any, run: Run) -> None:
+        inputs, factor = run.inputs, pipe.codec.factor(pipe)
+        image = image_to_tensor(
+            inputs.image,
+            height=inputs.height,
+            width=inputs.width,
+            factor=max(factor, pipe.size_step),
+            latent_channels=pipe.codec.channels(pipe),
+        )
+        run.timesteps = from_strength(pipe, run, inputs.strength)
+        if isinstance(inputs.generator, (list, tuple)):
+            image = repeat_to(image, run.rows, "image")  # each generator draws a sample of its own
+        clean = encode_image(pipe, run, image, "image")
+        if inputs.latents is None:
+            noise = randn(clean.shape, generator=inputs.generator, device=clean.device, dtype=clean.dtype)
+        else:
+            noise = inputs.latents.to(clean)
+        run.x = run.scheduler.add_noise(clean, noise, run.timesteps[:1].repeat(run.rows))

@@ -1,0 +1,149 @@
+"""Fill in the masked part of a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import ConfigError, InputError
+from ..inputs import Inputs, field
+from ..media import crop_region, image_count, image_to_tensor, mask_to_tensor, overlay
+from ..random import randn
+from ..types import Run
+from .image2image import Image2ImageInputs, encode_image, first, from_strength
+from .text2image import Text2Image, check_generators, check_size, latent_size, repeat_to
+
+__all__ = ["Inpaint"]
+
+
+@dataclass(kw_only=True)
+class InpaintInputs(Image2ImageInputs):
+    mask_image: Any = field("Where to paint: white is filled in, black stays. PIL, numpy or tensor in [0, 1].")
+    masked_image_latents: Tensor | None = field("Latents of the picture without the masked part, (B, C, H, W).")
+    padding_mask_crop: int | None = field(
+        "Work on the mask's surroundings only, this wide, and paste the result back.", None, unit="pixels", minimum=0
+    )
+
+
+class Inpaint(Text2Image):
+    """Paint into a mask: with a denoiser that sees mask and picture as extra channels, or by blending after each step.
+
+    Random numbers: the codec's sample of the picture (if it is needed), the noise, the codec's sample of the masked picture.
+    """
+
+    name = "inpaint"
+    inputs: type[Inputs] = InpaintInputs
+
+    def check(self, pipe: Any, inputs: Any, rows: int) -> None:
+        check_size(pipe, inputs)
+        check_generators(inputs.generator, rows)
+        for name in ("image", "mask_image"):
+            if getattr(inputs, name) is None:
+                raise InputError("A picture is missing.", where=name, expected="PIL, numpy, tensor or list")
+            image_count(getattr(inputs, name))
+        if inputs.padding_mask_crop is not None:
+            from PIL.Image import Image
+
+            for name in ("image", "mask_image"):
+                if not isinstance(getattr(inputs, name), Image):
+                    kind = type(getattr(inputs, name)).__name__
+                    raise InputError("Cropping needs a PIL picture.", where=name, got=kind, expected="PIL.Image.Image")
+            if inputs.output_type != "pil":
+                raise InputError("Cropping gives PIL pictures.", where="output_type", got=inputs.output_type, expected="pil")
+        picture, mask = _size(inputs.image), _size(inputs.mask_image)
+        if picture != mask and pipe.codec.channels(pipe) != _channels(inputs.image):
+            raise InputError(
+                "The mask has another size than the picture.",
+                where="mask_image",
+                got=f"{mask[0]} x {mask[1]} pixels (width x height)",
+                expected=f"{picture[0]} x {picture[1]} pixels",
+                fix="Resize the mask to the picture.",
+            )
+
+    def start(self, pipe: Any, run: Run) -> None:
+        inputs, codec = run.inputs, pipe.codec
+        factor, channels = codec.factor(pipe), codec.channels(pipe)
+        extra = pipe.denoiser.config.in_channels - channels
+        if extra not in (0, channels + 1):
+            raise ConfigError(
+                "This denoiser cannot paint into a mask.",
+                where="in_channels",
+                got=pipe.denoiser.config.in_channels,
+                expected=f"{channels}, or {2 * channels + 1} for picture and mask",
+            )
+        run.timesteps = from_strength(pipe, run, inputs.strength)
+        height, width = (side * factor for side in latent_size(pipe, inputs))
+        crop = None
+        if inputs.padding_mask_crop is not None:
+            crop = crop_region(inputs.mask_image, width, height, pad=inputs.padding_mask_crop)
+        fit = dict(height=height, width=width, factor=factor, crop=crop, resize_mode="fill" if crop else "default")
+        image = image_to_tensor(inputs.image, latent_channels=channels, **fit)
+        pixel_mask = mask_to_tensor(inputs.mask_image, **fit)  # (b, 1, 8H, 8W)
+
+        whole = inputs.strength == 1.0
+        if extra == 0 or (not whole and inputs.latents is None):
+            run.tensors["image_latents"] = encode_image(pipe, run, image, "image")
+        run.tensors["noise"] = noise = self.noise(pipe, run)
+        if whole or inputs.latents is not None:
+            run.x = noise * run.scheduler.init_noise_sigma
+        else:
+            run.x = run.scheduler.add_noise(run.tensors["image_latents"], noise, run.timesteps[:1].repeat(run.rows))
+
+        mask = F.interpolate(pixel_mask, run.x.shape[-2:]).to(pipe.device, pipe.run_dtype(run))
+        run.tensors["mask"] = repeat_to(mask, run.rows, "mask_image")
+        masked = inputs.masked_image_latents
+        if masked is None and image.shape[1] == 3:
+            masked = image * (pixel_mask < 0.5)  # (b, 3, 8H, 8W)
+        if extra and masked is None:
+            raise InputError(
+                "Latents of the masked picture are missing.",
+                where="masked_image_latents",
+                expected=f"(b, {channels}, H, W), because `image` is given as latents",
+            )
+        if extra:
+            run.tensors["masked_image_latents"] = encode_image(pipe, run, masked, "masked_image_latents")
+        elif masked is not None and masked.shape[1] == 3:
+            # blending has no use for this sample, but the draw moves the generator for all that follows
+            shape = (masked.shape[0], *noise.shape[1:])
+            randn(shape, generator=first(inputs.generator, shape[0]), device=noise.device, dtype=noise.dtype)
+
+    def model_input(self, x: Tensor, run: Run) -> Tensor:
+        if "masked_image_latents" not in run.tensors:
+            return x
+        return torch.cat([x, run.tensors["mask"], run.tensors["masked_image_latents"]], 1)  # (B, 2C + 1, H, W)
+
+    def after_step(self, pipe: Any, run: Run) -> None:
+        if "masked_image_latents" in run.tensors:
+            return
+        kept = run.tensors["image_latents"]
+        if run.index < len(run.timesteps) - 1:
+            kept = run.scheduler.add_noise(kept, run.tensors["noise"], run.timesteps[run.index + 1 : run.index + 2])
+        mask = run.tensors["mask"]
+        run.x = (1 - mask) * kept + mask * run.x
+
+    def finish(self, images: Any, run: Run) -> Any:
+        inputs = run.inputs
+        if inputs.padding_mask_crop is None:
+            return images
+        width, height = images[0].size
+        box = crop_region(inputs.mask_image, width, height, pad=inputs.padding_mask_crop)
+        return [overlay(inputs.mask_image, inputs.image, image, box) for image in images]
+
+
+def _channels(image: Any) -> int | None:
+    return image.shape[-3] if isinstance(image, Tensor) and image.ndim > 2 else None
+
+
+def _size(image: Any) -> tuple[int, int]:
+    """Width and height of the first picture of an input, in pixels."""
+    one = image[0] if isinstance(image, (list, tuple)) else image
+    if hasattr(one, "convert"):
+        return one.size
+    if isinstance(one, Tensor):
+        return one.shape[-1], one.shape[-2]
+    rows = one.ndim == 4 or (one.ndim == 3 and one.shape[-1] not in (1, 3, 4))
+    return (one.shape[2], one.shape[1]) if rows else (one.shape[1], one.shape[0])

@@ -1,0 +1,105 @@
+"""The few types that every family, task and guidance shares.
+
+Letters in shape comments: B rows of the batch (pictures), C channels, H and W height and width (of latents unless said otherwise), N tokens,
+h heads, d channels per head, M tokens of the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from .attention import Attend, sdpa
+
+__all__ = ["Branch", "Conditioning", "Guidance", "Run", "Step", "Task", "Term"]
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One conditioning of the denoiser, and how attention runs for it. Every tensor in `cond` has B rows."""
+
+    cond: Mapping[str, Tensor]
+    attend: Attend = sdpa
+
+    def with_attention(self, attend: Attend) -> Branch:
+        return replace(self, attend=attend)
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What the prompt says, and what to steer away from; no `negative` means no classifier-free guidance."""
+
+    positive: Branch
+    negative: Branch | None = None
+
+    @property
+    def base(self) -> Branch:
+        """The branch whose prediction is the starting point of guidance."""
+        return self.negative or self.positive
+
+
+@dataclass(eq=False)
+class Run:
+    """Everything that belongs to one call. It is local to the call: a pipeline may run in several threads at once."""
+
+    inputs: Any
+    rows: int  # B
+    cond: Conditioning
+    scheduler: Any  # this run's own copy: solver history lives here
+    x: Tensor = None  # type: ignore[assignment]  # latents (B, C, H, W), set by Task.start
+    timesteps: Tensor = None  # type: ignore[assignment]  # (steps,), set by Task.start
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # what a task keeps from start to end, by public name
+    steps: int = 0  # of the whole schedule, set with the timesteps
+    index: int = 0
+    stop: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One evaluation of the guidance: the scaled latents `x` (B, C, H, W) at time `t`, and how to ask the denoiser."""
+
+    run: Run
+    t: Tensor
+    x: Tensor
+    denoiser: Callable[[Tensor, Sequence[Branch]], list[Tensor]]
+
+    def predict(self, branches: Sequence[Branch], x: Tensor | None = None) -> list[Tensor]:
+        """One prediction per branch, for `x` or other latents of its shape."""
+        return self.denoiser(self.x if x is None else x, branches)
+
+
+class Term(Protocol):
+    """An addend to the guided prediction. One object serves one call, so it may keep what it records."""
+
+    def prepare(self, cond: Conditioning, pipe: Any) -> Conditioning:
+        """Chooses layers of the denoiser, and may wrap the attention of the existing branches."""
+
+    def branches(self, cond: Conditioning) -> Sequence[Branch]:
+        """Further branches for the same batch, none if the term needs none."""
+
+    def push(self, step: Step, base: Tensor, cond: Tensor, extra: Sequence[Tensor]) -> Tensor:
+        """The addend, from the predictions of `cond.base`, of the positive branch and of this term's own branches."""
+
+
+class Guidance(Protocol):
+    """How several predictions become one. Called once per step."""
+
+    def prepare(self, cond: Conditioning, pipe: Any) -> Conditioning: ...
+    def __call__(self, step: Step) -> Tensor: ...
+
+
+class Task(Protocol):
+    """What a pipeline starts from. One object serves every call of its class, so it keeps nothing: a call's tensors go into `run.tensors`."""
+
+    inputs: type
+    defaults: Mapping[str, Any]
+
+    def start(self, pipe: Any, run: Run) -> None:
+        """Sets `run.x` and `run.timesteps`; owns the order in which random numbers are drawn."""
+
+    def model_input(self, x: Tensor, run: Run) -> Tensor: ...
+    def after_step(self, pipe: Any, run: Run) -> None: ...
+    def finish(self, images: Any, run: Run) -> Any: ...

@@ -1,0 +1,69 @@
+"""Prompts through a CLIP text encoder, shared by the families that are conditioned on its states."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+__all__ = ["encode_text", "guidance_embedding", "per_image", "prompt_list"]
+
+logger = logging.getLogger("darkroom")
+_TOKENIZING = threading.Lock()  # a fast tokenizer keeps its padding and truncation settings in itself
+
+
+def prompt_list(value: Any, where: str) -> list[str]:
+    """A prompt or a list of prompts as a list."""
+    prompts = [value] if isinstance(value, str) else value
+    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
+        kind = type(value).__name__
+        if isinstance(value, (list, tuple)):
+            kind += " of " + (", ".join(sorted({type(p).__name__ for p in value})) or "nothing")
+        raise InputError("A prompt is text.", where=where, got=kind, expected="a string or a list of strings")
+    return list(prompts)
+
+
+def encode_text(
+    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True
+) -> Tensor:
+    """The encoder's last states, or those `clip_skip` layers before under the final norm: (B, M, d)."""
+    with _TOKENIZING:
+        length = tokenizer.model_max_length
+        batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        whole = tokenizer(list(prompts)).input_ids if warn else []
+    for ids in whole:
+        if len(ids) > length:
+            lost = tokenizer.decode(ids[length - 1 : -1])
+            logger.warning(f"The prompt is longer than the {length} tokens that its encoder reads; dropped: {lost!r}")
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    mask = batch.attention_mask.to(device) if masked else None
+    ids = batch.input_ids.to(device)
+    if clip_skip is None:
+        return encoder(ids, attention_mask=mask)[0]
+    states = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    if not 0 <= clip_skip < len(states):
+        raise InputError(
+            "The encoder has fewer layers.", where="clip_skip", got=clip_skip, expected=f"0 to {len(states) - 1}"
+        )
+    inner = getattr(encoder, "text_model", encoder)
+    return inner.final_layer_norm(states[-(clip_skip + 1)])
+
+
+def per_image(x: Tensor, count: int) -> Tensor:
+    """Repeat each row `count` times: (B, M, d) -> (B count, M, d)."""
+    return x.repeat_interleave(count, 0)
+
+
+def guidance_embedding(scale: Tensor, dim: int) -> Tensor:
+    """Sinusoids of a guidance scale (B,), for denoisers distilled with guidance: (B, dim) (Meng et al. 2023; Luo et al. 2023)."""
+    half = dim // 2
+    rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = scale[:, None].float() * 1000.0 * rates
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    return torch.nn.functional.pad(waves, (0, dim - 2 * half))

@@ -1,0 +1,312 @@
+"""Stable Diffusion 1.x and 2.x."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.codec import ScaledCodec
+from ..core.guidance import PAG, SAG
+from ..core.inputs import field
+from ..core.tasks import Image2Image, Inpaint, Text2Image
+from ..core.types import Branch, Conditioning, Run
+from ..errors import InputError
+from ..family import CallInputs, Family, ImagePipelineOutput
+from .clip import encode_text, guidance_embedding, per_image, prompt_list
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+    from ..models.autoencoder_kl import AutoencoderKL
+    from ..models.safety_checker import StableDiffusionSafetyChecker
+    from ..models.unet_2d_condition import UNet2DConditionModel
+    from ..schedulers.base import Scheduler
+
+__all__ = [
+    "StableDiffusion",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionPAGImg2ImgPipeline",
+    "StableDiffusionPAGInpaintPipeline",
+    "StableDiffusionPAGPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionPipelineOutput",
+    "StableDiffusionSAGPipeline",
+]
+
+logger = logging.getLogger("darkroom")
+
+
+@dataclass
+class StableDiffusionPipelineOutput(ImagePipelineOutput):
+    """`nsfw_content_detected`: for each picture whether the safety checker blacked it out; None without a checker."""
+
+    nsfw_content_detected: list[bool] | None = None
+
+
+@dataclass(kw_only=True)
+class PromptInputs(CallInputs):
+    prompt: str | list[str] | None = field("What to picture; a list makes pictures for each.")
+    negative_prompt: str | list[str] | None = field("What to keep out of the picture.")
+    guidance_scale: float = field("Weight of the prompt; 1 or less switches guidance off.", 7.5)
+    guidance_rescale: float = field("Counters overexposure by strong guidance.", 0.0, minimum=0, maximum=1)
+    num_images_per_prompt: int = field("Pictures for each prompt.", 1, minimum=1, integer=True)
+    timesteps: list[int] | None = field("A schedule of one's own: training timesteps, falling.")
+    sigmas: list[float] | None = field("A schedule of one's own: noise levels, falling.")
+    eta: float = field("Noise added in DDIM steps: 0 is deterministic, 1 is DDPM.", 0.0, minimum=0, maximum=1)
+    prompt_embeds: Tensor | None = field("Encoded prompts, (B, M, d), in place of `prompt`.")
+    negative_prompt_embeds: Tensor | None = field("Encoded negative prompts, of the same shape.")
+    ip_adapter_image: Any = field("A picture for the IP-Adapter, if one is loaded.")
+    ip_adapter_image_embeds: list[Tensor] | None = field("Encoded pictures for the IP-Adapter.")
+    cross_attention_kwargs: dict[str, Any] | None = field('Options of attention layers; "scale" weighs LoRA layers.')
+    clip_skip: int | None = field("How many of the text encoder's last layers to skip.", None, minimum=0, integer=True)
+
+
+_PROMPT = "timesteps sigmas guidance_scale negative_prompt num_images_per_prompt eta generator"
+_EMBEDS = "prompt_embeds negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds output_type return_dict"
+_END = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs"
+_INPAINT = "prompt image mask_image masked_image_latents height width padding_mask_crop strength num_inference_steps"
+
+
+class StableDiffusion(Family):
+    """A UNet over 4-channel latents, conditioned on the states of a CLIP text encoder (Rombach et al. 2022)."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: Scheduler
+    safety_checker: StableDiffusionSafetyChecker | None
+    feature_extractor: CLIPImageProcessor | None
+    image_encoder: CLIPVisionModelWithProjection | None
+
+    options: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": True}
+    codec = ScaledCodec("vae")
+    inputs = PromptInputs
+    size_step = 8
+    middle_site = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    callback_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
+    tasks = {"image2image": Image2Image(strength=0.8), "inpaint": Inpaint(strength=1.0)}
+    arguments = {
+        "text2image": f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} cross_attention_kwargs guidance_rescale {_END}",
+        "image2image": f"prompt image strength num_inference_steps {_PROMPT} {_EMBEDS} cross_attention_kwargs {_END}",
+        "inpaint": f"{_INPAINT} {_PROMPT} latents {_EMBEDS} cross_attention_kwargs {_END}",
+    }
+    Output = StableDiffusionPipelineOutput
+
+    def __init__(self, *args: Any, **values: Any):
+        super().__init__(*args, **values)
+        if self.safety_checker is not None and self.feature_extractor is None:
+            raise InputError(
+                "The safety checker sees pictures through a feature extractor, which is missing.",
+                where="feature_extractor",
+                expected="a CLIPImageProcessor",
+                fix="Pass one, or go without a checker: safety_checker=None.",
+            )
+        if self.safety_checker is None and self.requires_safety_checker:
+            logger.warning(
+                f"{type(self).__name__} runs without its safety checker (safety_checker=None): its results are unfiltered. Keep to the "
+                "model's licence, and think twice before showing them to the public. requires_safety_checker=False silences this."
+            )
+
+    @property
+    def denoiser(self) -> Any:
+        return self.unet
+
+    def check(self, inputs: Any) -> None:
+        for prompt, embeds in (("prompt", "prompt_embeds"), ("negative_prompt", "negative_prompt_embeds")):
+            if getattr(inputs, prompt) is not None and getattr(inputs, embeds) is not None:
+                raise InputError("The same thing is given twice.", where=f"{prompt}, {embeds}", expected="one of the two")
+        if inputs.prompt is None and inputs.prompt_embeds is None:
+            raise InputError("There is nothing to picture.", where="prompt", expected="prompt or prompt_embeds")
+        pair = (inputs.prompt_embeds, inputs.negative_prompt_embeds)
+        if None not in (shapes := [None if p is None else tuple(p.shape) for p in pair]) and shapes[0] != shapes[1]:
+            raise InputError(
+                "The embeddings differ in shape.", where="negative_prompt_embeds", got=shapes[1], expected=shapes[0]
+            )
+        width = getattr(self.unet.config, "cross_attention_dim", None)
+        if shapes[0] is not None and (len(shapes[0]) != 3 or (isinstance(width, int) and shapes[0][2] != width)):
+            raise InputError(
+                "Embeddings of another shape.", where="prompt_embeds", got=shapes[0], expected=f"(B, tokens, {width})"
+            )
+        negative = inputs.negative_prompt
+        if negative is not None and not isinstance(negative, str):
+            rows = self.count(inputs) // inputs.num_images_per_prompt
+            if len(prompt_list(negative, "negative_prompt")) != rows:
+                raise InputError(
+                    "There must be one negative prompt per prompt.",
+                    where="negative_prompt",
+                    got=len(negative),
+                    expected=f"{rows}, or one string for all",
+                )
+        if inputs.ip_adapter_image is not None or inputs.ip_adapter_image_embeds is not None:
+            raise InputError("No IP-Adapter is loaded.", where="ip_adapter_image", expected="None")
+
+    def count(self, inputs: Any) -> int:
+        if inputs.prompt_embeds is not None:
+            prompts = inputs.prompt_embeds.shape[0]
+        else:
+            prompts = len(prompt_list(inputs.prompt, "prompt"))
+        return prompts * inputs.num_images_per_prompt
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | str | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Prompts as text states (B, M, d), each row repeated per picture, and those of the negative prompts (None without guidance)."""
+        device = device or self.device
+        dtype = self.text_encoder.dtype if self.text_encoder is not None else self.unet.dtype
+        if prompt_embeds is None:
+            prompts = prompt_list(prompt, "prompt")
+            prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts, device=device, clip_skip=clip_skip)
+        rows = prompt_embeds.shape[0]
+        prompt_embeds = per_image(prompt_embeds.to(device, dtype), num_images_per_prompt)
+        if not do_classifier_free_guidance:
+            return prompt_embeds, None
+        if negative_prompt_embeds is None:
+            texts = prompt_list("" if negative_prompt is None else negative_prompt, "negative_prompt")
+            texts = texts * rows if len(texts) == 1 else texts
+            # layers are never skipped here: checkpoints are used so
+            negative_prompt_embeds = encode_text(self.tokenizer, self.text_encoder, texts, device=device, warn=False)
+        return prompt_embeds, per_image(negative_prompt_embeds.to(device, dtype), num_images_per_prompt)
+
+    def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
+        scale_dim = self.unet.config.time_cond_proj_dim
+        positive, negative = self.encode_prompt(
+            inputs.prompt,
+            self.device,
+            inputs.num_images_per_prompt,
+            needs_negative and scale_dim is None,
+            inputs.negative_prompt,
+            prompt_embeds=inputs.prompt_embeds,
+            negative_prompt_embeds=inputs.negative_prompt_embeds,
+            clip_skip=inputs.clip_skip,
+        )
+        attend = self.unet.attend
+        if scale_dim is not None:  # guidance is distilled into the network, which is told the scale
+            scales = torch.full((positive.shape[0],), inputs.guidance_scale - 1.0)
+            told = guidance_embedding(scales, scale_dim).to(positive)
+            return Conditioning(Branch({"context": positive, "timestep_cond": told}, attend))
+        if negative is None:
+            return Conditioning(Branch({"context": positive}, attend))
+        return Conditioning(Branch({"context": positive}, attend), Branch({"context": negative}, attend))
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        return self.unet(
+            x,
+            t,
+            branch.cond["context"],
+            timestep_cond=branch.cond.get("timestep_cond"),
+            cross_attention_kwargs=run.inputs.cross_attention_kwargs,
+            attend=branch.attend,
+        ).sample
+
+    def step_options(self, run: Run) -> dict[str, Any]:
+        return {"eta": run.inputs.eta, "generator": run.inputs.generator}
+
+    def named_tensors(self, run: Run) -> dict[str, Tensor]:
+        positive, negative = run.cond.positive.cond["context"], run.cond.negative
+        if negative is None:
+            return {**super().named_tensors(run), "prompt_embeds": positive}
+        other = negative.cond["context"]
+        both = torch.cat([other, positive])
+        return {**super().named_tensors(run), "prompt_embeds": both, "negative_prompt_embeds": other}
+
+    def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        super().replace_tensors(run, tensors)
+        if (new := tensors.get("prompt_embeds")) is not None:
+            parts = new.split(run.rows)
+            run.cond = _with_context(run.cond, parts[-1], parts[0] if len(parts) > 1 else None)
+
+    def decode(self, run: Run) -> dict[str, Any]:
+        if run.inputs.output_type == "latent":
+            return {"images": run.x, "nsfw_content_detected": None}
+        pixels = self.codec.decode(self, run.x)
+        pixels, flagged = self.run_safety_checker(pixels, pixels.device, pixels.dtype)
+        return {"images": self.to_images(pixels, run), "nsfw_content_detected": flagged}
+
+    def run_safety_checker(self, image: Tensor, device: Any, dtype: torch.dtype) -> tuple[Tensor, list[bool] | None]:
+        """Black out what the checker flags. `image` is (B, 3, H, W) in [-1, 1]; without a checker it passes."""
+        if self.safety_checker is None or self.feature_extractor is None:
+            return image, None
+        from ..core.media import tensor_to_images
+
+        seen = self.feature_extractor(tensor_to_images(image), return_tensors="pt").pixel_values.to(device, dtype)
+        checked, flagged = self.safety_checker(clip_input=seen, images=tensor_to_images(image, "pt"))
+        return checked * 2 - 1, flagged
+
+
+def _with_context(cond: Conditioning, positive: Tensor, negative: Tensor | None) -> Conditioning:
+    def changed(branch: Branch, context: Tensor) -> Branch:
+        return Branch({**branch.cond, "context": context}, branch.attend)
+
+    if cond.negative is None or negative is None:
+        return Conditioning(changed(cond.positive, positive), cond.negative)
+    return Conditioning(changed(cond.positive, positive), changed(cond.negative, negative))
+
+
+class StableDiffusionPipeline(StableDiffusion):
+    """Text to image. Given an `image`, image to image; given a `mask_image` too, inpainting."""
+
+    task = Text2Image()
+
+
+class StableDiffusionImg2ImgPipeline(StableDiffusion):
+    """Image to image, guided by text."""
+
+    task = Image2Image(strength=0.8)
+
+
+class StableDiffusionInpaintPipeline(StableDiffusion):
+    """Fill in the masked part of an image, guided by text."""
+
+    task = Inpaint(strength=1.0)
+
+
+class StableDiffusionSAGPipeline(StableDiffusion):
+    """Text to image with self-attention guidance (Hong et al. 2023)."""
+
+    task = Text2Image()
+    terms = (SAG,)
+    arguments = {
+        "text2image": "prompt height width num_inference_steps guidance_scale sag_scale negative_prompt num_images_per_prompt eta "
+        f"generator latents {_EMBEDS} callback callback_steps cross_attention_kwargs clip_skip"
+    }
+
+
+class StableDiffusionPAGPipeline(StableDiffusion):
+    """Text to image with perturbed-attention guidance (Ahn et al. 2024)."""
+
+    task = Text2Image()
+    terms = (PAG,)
+
+
+class StableDiffusionPAGImg2ImgPipeline(StableDiffusion):
+    """Image to image with perturbed-attention guidance."""
+
+    task = Image2Image(strength=0.8)
+    terms = (PAG,)
+
+
+class StableDiffusionPAGInpaintPipeline(StableDiffusion):
+    """Inpainting with perturbed-attention guidance."""
+
+    task = Inpaint(strength=0.9999)
+    terms = (PAG,)
+    arguments = {
+        "inpaint": f"{_INPAINT} {_PROMPT} latents {_EMBEDS} cross_attention_kwargs guidance_rescale {_END} pag_scale pag_adaptive_scale"
+    }

@@ -1,0 +1,281 @@
+"""Family: a pipeline class as a declaration. Components, how prompts are encoded, one denoiser call; task and guidance are composed in."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from .core.codec import LatentCodec
+from .core.guidance import CFG
+from .core.inputs import Inputs, combine, field, signature
+from .core.loop import denoise
+from .core.predict import batched
+from .core.types import Branch, Conditioning, Guidance, Run, Task
+from .errors import InputError
+from .outputs import Output
+from .pipeline import DiffusionPipeline
+
+__all__ = ["CallInputs", "Family", "ImagePipelineOutput"]
+
+
+@dataclass
+class ImagePipelineOutput(Output):
+    """`images`: a list of PIL pictures, or an array (B, H, W, 3) in [0, 1], a tensor (B, 3, H, W) in [0, 1], or latents."""
+
+    images: Any
+
+
+@dataclass(kw_only=True)
+class CallInputs(Inputs):
+    """Arguments of every pipeline that runs a scheduler's steps."""
+
+    num_inference_steps: int = field("Denoising steps: more are slower and finer.", 50, minimum=1, integer=True)
+    generator: Generator | list[Generator] | None = field("Source of random numbers; a list has one per picture.")
+    guidance: Guidance | None = field('A guidance object, such as CFG(5, terms=[PAG(3)]), in place of the scales.')
+    callback_on_step_end: Callable[..., dict[str, Any]] | None = field(
+        "Called as f(pipe, step, timestep, tensors) after each step; the tensors it returns replace the run's."
+    )
+    callback_on_step_end_tensor_inputs: list[str] = field("Which tensors the callback gets.", ["latents"])
+    callback: Callable[..., None] | None = field("Older form: called as f(step, timestep, latents).")
+    callback_steps: int = field("Call `callback` every so many steps.", 1, minimum=1, integer=True)
+
+
+class Family(DiffusionPipeline):
+    """The base of darkroom's pipelines.
+
+    A family sets components (annotations), `codec`, `inputs`, and implements `encode` and `denoise_once`. A concrete class adds a `task` and,
+    where it has them, guidance `terms`. From these follow the signature of the call, its checks, and the loop.
+    """
+
+    codec: ClassVar[LatentCodec]
+    task: ClassVar[Any]
+    tasks: ClassVar[Mapping[str, Task]] = {}  # tasks that a picture among the arguments switches to, by name
+    terms: ClassVar[Sequence[type]] = ()
+    inputs: ClassVar[type[Inputs]] = CallInputs
+    arguments: ClassVar[Mapping[str, str]] = {}  # positional arguments in order, by name of the task
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    predict: ClassVar[Any] = staticmethod(batched)
+    callback_tensors: ClassVar[tuple[str, ...]] = ("latents",)
+    size_step: ClassVar[int] = 1  # height and width are multiples of this and of the codec's factor
+    middle_site: ClassVar[str] = ""  # the self-attention layer in the middle of the denoiser
+    Output: ClassVar[type[Output]] = ImagePipelineOutput
+    Inputs: ClassVar[type[Inputs]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        for term in cls.__dict__.get("terms", ()):
+            cls.options = {**cls.options, **term.options}
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "task") and "__call__" not in cls.__dict__:
+            parts = [cls.inputs, cls.task.inputs, *(term.Inputs for term in cls.terms)]
+            cls.Inputs = combine(f"{cls.__name__}Inputs", parts, {**cls.task.defaults, **cls.defaults})
+            order = cls.arguments.get(cls.task.name, "")
+            if "arguments" not in cls.__dict__:
+                extra = [f.name for term in cls.terms for f in dataclasses.fields(term.Inputs)]
+                order = " ".join([order, *(n for n in extra if n not in Inputs.__dataclass_fields__)])
+            cls.__call__ = _call_of(signature(cls.Inputs, order))  # type: ignore[method-assign]
+
+    # ---- what a family implements
+
+    @property
+    def denoiser(self) -> Any:
+        """The network that predicts."""
+        raise AttributeError(f"{type(self).__name__} names no denoiser")
+
+    def count(self, inputs: Any) -> int:
+        """How many pictures the inputs ask for."""
+        return inputs.batch_size
+
+    def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
+        return Conditioning(Branch({}, self.denoiser.attend))
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        raise AttributeError(f"{type(self).__name__} does not say how it calls its denoiser")
+
+    def check(self, inputs: Any) -> None:
+        """Raise InputError for arguments that do not go together."""
+
+    def guidance(self, inputs: Any) -> Any:
+        """The guidance that the scales among the inputs ask for."""
+        terms = [made for term in self.terms if (made := term.from_inputs(inputs)) is not None]
+        return CFG(getattr(inputs, "guidance_scale", 1.0), getattr(inputs, "guidance_rescale", 0.0), terms)
+
+    def step_options(self, run: Run) -> dict[str, Any]:
+        """Keyword arguments for those schedulers whose `step` takes them."""
+        return {"generator": run.inputs.generator}
+
+    def named_tensors(self, run: Run) -> dict[str, Tensor]:
+        """What a callback may read and replace, by public name."""
+        return {"latents": run.x, **run.tensors}
+
+    def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if name == "latents":
+                run.x = tensor
+            elif name in run.tensors:
+                run.tensors[name] = tensor
+
+    def decode(self, run: Run) -> dict[str, Any]:
+        """The fields of the output, from the final latents."""
+        images = run.x
+        if run.inputs.output_type != "latent":
+            images = self.to_images(self.codec.decode(self, run.x), run)
+        return {"images": images}
+
+    # ---- what follows from it
+
+    def to_images(self, pixels: Tensor, run: Run) -> Any:
+        from .core.media import tensor_to_images
+
+        return self.task.finish(tensor_to_images(pixels, run.inputs.output_type), run)
+
+    def self_attention_sites(self) -> list[str]:
+        """The dotted names of the denoiser's layers that attend to the picture itself."""
+        modules = self.denoiser.named_modules()
+        return [name for name, m in modules if hasattr(m, "site") and not getattr(m, "is_cross_attention", False)]
+
+    def run_dtype(self, run: Run) -> torch.dtype:
+        """The dtype of the latents: that of the conditions, else of the denoiser."""
+        return next((c.dtype for c in run.cond.positive.cond.values()), self.denoiser.dtype)
+
+    def set_timesteps(self, run: Run) -> Tensor:
+        """Set the run's scheduler to the timesteps that the inputs ask for: (steps,)."""
+        inputs, scheduler = run.inputs, run.scheduler
+        custom = {n: v for n in ("timesteps", "sigmas") if (v := getattr(inputs, n, None)) is not None}
+        if len(custom) > 1:
+            raise InputError("Timesteps are given twice.", where="timesteps, sigmas", expected="one of the two")
+        for name in custom:
+            if name not in inspect.signature(scheduler.set_timesteps).parameters:
+                raise InputError(
+                    "This scheduler does not take a schedule of one's own.",
+                    where=name,
+                    got=type(scheduler).__name__,
+                    expected="a scheduler whose set_timesteps has this argument, such as EulerDiscreteScheduler",
+                )
+        if custom:
+            scheduler.set_timesteps(**custom, device=self.device)
+        else:
+            scheduler.set_timesteps(inputs.num_inference_steps, device=self.device)
+        run.steps = len(scheduler.timesteps) if custom else inputs.num_inference_steps
+        return scheduler.timesteps
+
+    @torch.no_grad()
+    def generate(self, inputs: Any) -> Any:
+        """Everything behind the call: check, encode, denoise, decode."""
+        inputs.check()
+        rows = self.count(inputs)
+        self.check(inputs)
+        self.task.check(self, inputs, rows)
+        allowed = self.callback_tensors + (("mask", "masked_image_latents") if self.task.name == "inpaint" else ())
+        unknown = [n for n in inputs.callback_on_step_end_tensor_inputs if n not in allowed]
+        if unknown:
+            raise InputError(
+                "No such tensor.", where="callback_on_step_end_tensor_inputs", got=unknown, expected=", ".join(allowed)
+            )
+        guidance = inputs.guidance or self.guidance(inputs)
+        cond = self.encode(inputs, guidance.needs_negative)
+        run = Run(inputs, rows, guidance.prepare(cond, self), scheduler=copy.copy(self.scheduler))
+        self.task.start(self, run)
+        with self._running(run), self.progress_bar(total=len(run.timesteps)) as bar:
+            for _ in denoise(self, run, guidance):
+                bar.update()
+                self._after_step(run, guidance)
+        fields = self.decode(run)
+        return self.Output(**fields) if inputs.return_dict else tuple(fields.values())
+
+    def _after_step(self, run: Run, guidance: Any) -> None:
+        inputs, t = run.inputs, run.timesteps[run.index]
+        if inputs.callback_on_step_end is not None:
+            view = RunView(self, run, guidance)
+            tensors = self.named_tensors(run)
+            wanted = {n: tensors[n] for n in inputs.callback_on_step_end_tensor_inputs if n in tensors}
+            self.replace_tensors(run, inputs.callback_on_step_end(view, run.index, t, wanted) or {})
+            if run.cond.negative is not None and not guidance.needs_negative:
+                run.cond = guidance.prepare(Conditioning(run.cond.positive), self)
+        if inputs.callback is not None and run.index % inputs.callback_steps == 0:
+            inputs.callback(run.index // run.scheduler.order, t, run.x)
+
+    @classmethod
+    @functools.cache
+    def with_task(cls, name: str) -> type[Family]:
+        """This family, with these terms, at another of its tasks."""
+        title = f"{cls.__name__}[{name}]"
+        return type(title, (cls,), {"task": cls.tasks[name], "terms": cls.terms, "__doc__": cls.__doc__})
+
+
+class RunView:
+    """The pipeline as a callback sees it: scheduler, scales and interruption are those of its own run."""
+
+    def __init__(self, pipe: Family, run: Run, guidance: Any):
+        self.__dict__.update(_pipe=pipe, _run=run, _guide=guidance)
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return type(self._pipe)
+
+    def __getattr__(self, name: str) -> Any:
+        run, guide = self._run, self._guide
+        if name == "scheduler":
+            return run.scheduler
+        if name in ("interrupt", "_interrupt"):
+            return run.stop
+        if name in ("num_timesteps", "_num_timesteps"):
+            return len(run.timesteps)
+        plain = name.removeprefix("_")
+        if plain == "guidance_scale":
+            return guide.scale
+        if plain == "guidance_rescale":
+            return guide.rescale
+        if plain == "do_classifier_free_guidance":
+            return run.cond.negative is not None
+        if plain in type(run.inputs).__dataclass_fields__:
+            return getattr(run.inputs, plain)
+        return getattr(self._pipe, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        plain = name.removeprefix("_")
+        if plain == "interrupt":
+            self._run.stop = bool(value)
+        elif plain == "guidance_scale":
+            self._guide.scale = value
+        elif plain == "guidance_rescale":
+            self._guide.rescale = value
+        elif plain in type(self._run.inputs).__dataclass_fields__:
+            setattr(self._run.inputs, plain, value)
+        else:
+            setattr(self._pipe, name, value)
+
+
+def _call_of(call_signature: inspect.Signature) -> Any:
+    """The `__call__` of a class with this signature."""
+
+    def __call__(self: Family, *args: Any, **kwargs: Any) -> Any:
+        pipe = self
+        wanted = next((n for n in ("mask_image", "image") if kwargs.get(n) is not None), None)
+        if wanted and wanted not in call_signature.parameters:
+            task = {"mask_image": "inpaint", "image": "image2image"}[wanted]
+            if task in self.tasks:
+                pipe = copy.copy(self)
+                pipe.__class__ = type(self).with_task(task)
+                return pipe(*args, **kwargs)
+        try:
+            bound = call_signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            known = [n for n in call_signature.parameters if n != "self"]
+            raise InputError(
+                "These arguments do not fit the call.", where=type(self).__name__, got=str(error), expected=", ".join(known)
+            ) from None
+        arguments = dict(bound.arguments)
+        arguments.pop("self")
+        return self.generate(self.Inputs(**arguments))
+
+    __call__.__signature__ = call_signature  # type: ignore[attr-defined]
+    __call__.__doc__ = "Make pictures. `help(type(pipe).Inputs)` and the command line list what each argument means."
+    return __call__

@@ -1,0 +1,124 @@
+"""The base of darkroom's networks: a configuration, the public calling convention, loading and saving."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config, Configurable
+from ..core.attention import Attend, backend, sdpa
+from ..outputs import Output
+
+__all__ = ["Model", "as_batch"]
+
+
+class Model(Configurable, nn.Module):
+    """A network over a frozen configuration.
+
+    A subclass sets `Config` and `Result` and implements `build(config)`, which creates the submodules, and `forward`, which returns a plain tensor.
+    Calling the network wraps that tensor in `Result`, or in a one-element tuple with `return_dict=False`.
+    """
+
+    Result: ClassVar[type[Output]]
+    weights_name: ClassVar[str] = "diffusion_pytorch_model"
+    keep_in_float32: ClassVar[tuple[str, ...]] = ()  # parts of dotted names that stay float32 at any requested dtype
+    attend: Attend = staticmethod(sdpa)  # what attention layers use when the caller passes nothing
+
+    def __init__(self, *args: Any, **options: Any):
+        self._assemble(self._configure(*args, **options))
+
+    def _assemble(self, config: Config) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.build(config)
+        for name, module in self.named_modules():
+            if hasattr(module, "site"):
+                module.site = name
+
+    def build(self, config: Any) -> None:
+        raise TypeError(f"{type(self).__name__} does not say how it is built")
+
+    def __call__(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        out = super().__call__(*args, **kwargs)
+        return self.Result(out) if return_dict else (out,)
+
+    @staticmethod
+    def rename_key(name: str) -> str:
+        """The present name of a tensor that an old checkpoint calls `name`."""
+        return name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating-point parameter."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def set_attention_backend(self, choice: str | Attend) -> None:
+        """Use this attention for calls that pass none: "native", "eager" or a function (see `darkroom.core.attention`)."""
+        self.attend = backend(choice)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a network from a folder or a hub id.
+
+        Args:
+            path: a folder with `config.json` and weights, or a hub id.
+            subfolder: the component's folder inside it.
+            dtype: the dtype of the result, float32 if not given. `torch_dtype` is its older name.
+            variant: the weight files' variant, such as "fp16".
+            use_safetensors: True refuses `.bin` files, False reads them.
+            options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` for the hub; keys of the configuration to override.
+        Raises:
+            CheckpointError: the folder, its configuration or its weights cannot be used.
+        """
+        from ..checkpoints.models import load_model
+
+        return load_model(
+            cls, path, subfolder=subfolder, dtype=dtype or torch_dtype, variant=variant, use_safetensors=use_safetensors, **options
+        )  # fmt: skip
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write `config.json` and the weights, whole or not at all."""
+        from ..checkpoints.save import save_model
+
+        save_model(self, save_directory, variant=variant, max_shard_size=max_shard_size, safe_serialization=safe_serialization)
+
+    @classmethod
+    def _from_parsed(cls, parsed: Config) -> Self:
+        self = cls.__new__(cls)
+        self._assemble(parsed)
+        return self
+
+
+def as_batch(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
+    """A timestep given as a number or a tensor of one element, as one value per row of `sample`: (B,)."""
+    if not isinstance(timestep, Tensor):
+        dtype = torch.float32 if isinstance(timestep, float) else torch.int64
+        timestep = torch.tensor([timestep], dtype=dtype, device=sample.device)
+    return timestep.reshape(-1).to(sample.device).expand(sample.shape[0])

@@ -1,0 +1,188 @@
+"""Embeddings of timesteps and of the conditions that UNets add to them."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import InputError
+from .resnet import activation
+
+__all__ = [
+    "AttentionPooling",
+    "GaussianFourierProjection",
+    "ImageHintTimeEmbedding",
+    "ImageProjection",
+    "ImageTimeEmbedding",
+    "TextImageProjection",
+    "TextImageTimeEmbedding",
+    "TextTimeEmbedding",
+    "TimestepEmbedding",
+    "Timesteps",
+]
+
+
+class Timesteps(nn.Module):
+    """Sinusoids of a timestep, [sin, cos] or [cos, sin], always float32 (Ho et al. 2020, after Vaswani et al. 2017)."""
+
+    def __init__(self, dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0):
+        super().__init__()
+        self.dim, self.flip_sin_to_cos, self.freq_shift = dim, flip_sin_to_cos, freq_shift
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) to (B, dim)."""
+        half = self.dim // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=t.device) / (half - self.freq_shift)
+        phase = t[:, None].float() * torch.exp(-math.log(10000) * exponent)  # (B, dim/2)
+        waves = (phase.cos(), phase.sin()) if self.flip_sin_to_cos else (phase.sin(), phase.cos())
+        return F.pad(torch.cat(waves, -1), (0, self.dim % 2))
+
+
+class GaussianFourierProjection(nn.Module):
+    """Sinusoids of fixed random frequencies, of t or of log t (Tancik et al. 2020; Song et al. 2021)."""
+
+    def __init__(self, size: int, *, scale: float = 1.0, log: bool, flip_sin_to_cos: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(size) * scale, requires_grad=False)
+        self.log, self.flip_sin_to_cos = log, flip_sin_to_cos
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) to (B, 2 size)."""
+        phase = (t.log() if self.log else t)[:, None] * self.weight * 2 * math.pi
+        return torch.cat((phase.cos(), phase.sin()) if self.flip_sin_to_cos else (phase.sin(), phase.cos()), -1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers over an embedded timestep; `cond_dim` adds a projected condition to their input (Meng et al. 2023)."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        act_fn: str = "silu",
+        *,
+        post_act: str | None = None,
+        cond_dim: int | None = None,
+    ):
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, out_dim)
+        self.cond_proj = nn.Linear(cond_dim, in_dim, bias=False) if cond_dim is not None else None
+        self.act = activation(act_fn)
+        self.linear_2 = nn.Linear(out_dim, out_dim)
+        self.post_act = activation(post_act) if post_act is not None else nn.Identity()
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        if cond is not None:
+            if self.cond_proj is None:
+                raise InputError(
+                    "This network takes no condition of the timestep.",
+                    where="timestep_cond",
+                    got=tuple(cond.shape),
+                    expected="None, or a network whose config sets time_cond_proj_dim",
+                )
+            x = x + self.cond_proj(cond)
+        return self.post_act(self.linear_2(self.act(self.linear_1(x))))
+
+
+class AttentionPooling(nn.Module):
+    """One vector for a sequence: its mean, as a query, attends to itself and to the sequence (DeepFloyd IF)."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(1, dim) / dim**0.5)
+        self.k_proj, self.q_proj, self.v_proj = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) to (B, C)."""
+        mean = x.mean(1, keepdim=True) + self.positional_embedding.to(x.dtype)  # (B, 1, C)
+        x = torch.cat([mean, x], 1)
+        q, k, v = self.q_proj(mean), self.k_proj(x), self.v_proj(x)
+        q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (q, k, v))  # (B, h, 1 or N + 1, d)
+        return F.scaled_dot_product_attention(q, k, v).flatten(1)
+
+
+class TextTimeEmbedding(nn.Module):
+    """Text states (B, N, C) as an addend to the timestep embedding (DeepFloyd IF)."""
+
+    def __init__(self, text_dim: int, out_dim: int, heads: int = 64):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(text_dim)
+        self.pool = AttentionPooling(text_dim, heads)
+        self.proj = nn.Linear(text_dim, out_dim)
+        self.norm2 = nn.LayerNorm(out_dim)
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.norm2(self.proj(self.pool(self.norm1(text))))
+
+
+class TextImageTimeEmbedding(nn.Module):
+    """Pooled text and image embeddings as an addend to the timestep embedding (Kandinsky 2.1)."""
+
+    def __init__(self, text_dim: int, image_dim: int, out_dim: int):
+        super().__init__()
+        self.text_proj = nn.Linear(text_dim, out_dim)
+        self.text_norm = nn.LayerNorm(out_dim)
+        self.image_proj = nn.Linear(image_dim, out_dim)
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        return self.image_proj(image) + self.text_norm(self.text_proj(text))
+
+
+class ImageTimeEmbedding(nn.Module):
+    """An image embedding (B, C) as an addend to the timestep embedding (Kandinsky 2.2)."""
+
+    def __init__(self, image_dim: int, out_dim: int):
+        super().__init__()
+        self.image_proj = nn.Linear(image_dim, out_dim)
+        self.image_norm = nn.LayerNorm(out_dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.image_norm(self.image_proj(image))
+
+
+class ImageHintTimeEmbedding(ImageTimeEmbedding):
+    """The same with a hint picture (B, 3, 8H, 8W), which becomes 4 more channels of the sample (Kandinsky 2.2 ControlNet)."""
+
+    def __init__(self, image_dim: int, out_dim: int):
+        super().__init__(image_dim, out_dim)
+        layers: list[nn.Module] = []
+        widths = (3, 16, 16, 32, 32, 96, 96, 256)
+        for i, (before, after) in enumerate(pairwise(widths)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, stride=2 if i in (2, 4, 6) else 1), nn.SiLU()]
+        self.input_hint_block = nn.Sequential(*layers, nn.Conv2d(256, 4, 3, padding=1))
+
+    def hint(self, picture: Tensor) -> Tensor:
+        return self.input_hint_block(picture)  # (B, 4, H, W)
+
+
+class TextImageProjection(nn.Module):
+    """A context of ten image tokens and the projected text (Kandinsky 2.1)."""
+
+    def __init__(self, text_dim: int, image_dim: int, context_dim: int, tokens: int = 10):
+        super().__init__()
+        self.tokens = tokens
+        self.image_embeds = nn.Linear(image_dim, tokens * context_dim)
+        self.text_proj = nn.Linear(text_dim, context_dim)
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        image = self.image_embeds(image).unflatten(-1, (self.tokens, -1))  # (B, 10, C)
+        return torch.cat([image, self.text_proj(text)], 1)  # (B, 10 + M, C)
+
+
+class ImageProjection(nn.Module):
+    """A context of 32 tokens made from an image embedding (Kandinsky 2.2)."""
+
+    def __init__(self, image_dim: int, context_dim: int, tokens: int = 32):
+        super().__init__()
+        self.tokens = tokens
+        self.image_embeds = nn.Linear(image_dim, tokens * context_dim)
+        self.norm = nn.LayerNorm(context_dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = self.image_embeds(image.to(self.image_embeds.weight.dtype))
+        return self.norm(image.unflatten(-1, (self.tokens, -1)))  # (B, 32, C)

@@ -1,0 +1,44 @@
+"""What calls return: dataclasses that also answer to an index and to a key, and turn into tuples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["Output"]
+
+
+class Output:
+    """A dataclass whose fields are also items: `out.sample`, `out["sample"]`, `out[0]` and `(sample,) = out.to_tuple()`.
+
+    A field that is None does not count for indexes, keys and tuples.
+    """
+
+    def _present(self) -> dict[str, Any]:
+        named = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore[arg-type]
+        return {k: v for k, v in named if v is not None}
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(self._present().values())
+
+    def keys(self) -> list[str]:
+        return list(self._present())
+
+    def values(self) -> list[Any]:
+        return list(self._present().values())
+
+    def items(self) -> list[tuple[str, Any]]:
+        return list(self._present().items())
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present())
+
+    def __len__(self) -> int:
+        return len(self._present())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._present()

@@ -1,0 +1,380 @@
+"""DiffusionPipeline: a set of named components and options, loaded from and saved to a folder with a `model_index.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import json
+import logging
+import os
+import re
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from .config import FORMAT_VERSION, Configurable
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .core.types import Run
+
+__all__ = ["DiffusionPipeline"]
+
+logger = logging.getLogger("darkroom")
+_NOT_COMPONENTS = re.compile(r"\s*(typing\.)?ClassVar\b")
+
+
+class PipelineConfig(dict[str, Any]):
+    """What `model_index.json` says of a pipeline: components as (library, class), options as values."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class DiffusionPipeline:
+    """The base of all pipelines.
+
+    A pipeline names its components by annotations (`unet: UNet2DConditionModel`; `X | None` marks an optional one), or, in a class of your own, by the
+    parameters of its `__init__`, which calls `register_modules`. Components are plain attributes; assigning one updates the configuration.
+    """
+
+    options: ClassVar[Mapping[str, Any]] = {}  # values beside the components in model_index.json, with their defaults
+
+    config_name: ClassVar[str] = "model_index.json"
+    _progress: Mapping[str, Any]
+    _runs: weakref.WeakSet[Run]
+
+    # ---- construction
+
+    def __init__(self, *args: Any, **values: Any):
+        names = [*self.component_names(), *self.options]
+        if len(args) > len(names):
+            raise InputError("Too many components.", where=type(self).__name__, got=len(args), expected=", ".join(names))
+        values = {**dict(zip(names, args)), **values}
+        unknown = sorted(set(values) - set(names))
+        if unknown:
+            raise InputError(
+                "No such component or option.", where=type(self).__name__, got=", ".join(unknown), expected=", ".join(names)
+            )
+        optional = self.optional_names()
+        missing = [n for n in self.component_names() if n not in values and n not in optional]
+        if missing:
+            raise InputError(
+                "Components are missing.", where=type(self).__name__, got=sorted(values), expected=", ".join(missing)
+            )
+        self.register_modules(**{n: values.get(n) for n in self.component_names()})
+        self.register_to_config(**{n: values.get(n, default) for n, default in self.options.items()})
+
+    def __new__(cls, *args: Any, **values: Any) -> Self:
+        self = super().__new__(cls)
+        self.__dict__.update(config=PipelineConfig(), _progress={}, _runs=weakref.WeakSet())
+        return self
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls._init_parameters() is None:
+            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            optional = cls.optional_names()
+            required = [inspect.Parameter(n, kind) for n in cls.component_names() if n not in optional]
+            rest = {n: None for n in cls.component_names() if n in optional} | dict(cls.options)
+            given = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in rest.items()]
+            cls.__signature__ = inspect.Signature([*required, *given])  # type: ignore[attr-defined]
+
+    @classmethod
+    def _annotations(cls) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            if base is not DiffusionPipeline and issubclass(base, DiffusionPipeline):
+                own = base.__dict__.get("__annotations__", {})
+                found |= {n: str(a) for n, a in own.items() if not n.startswith("_") and not _NOT_COMPONENTS.match(str(a))}
+        return found
+
+    @classmethod
+    def _init_parameters(cls) -> dict[str, inspect.Parameter] | None:
+        """The parameters of a constructor written by hand, None for a class that declares its components by annotations."""
+        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        parameters = inspect.signature(cls.__init__).parameters
+        return {n: p for n, p in parameters.items() if n != "self" and p.kind not in kinds} or None
+
+    @classmethod
+    def component_names(cls) -> tuple[str, ...]:
+        """The components this class is made of, in the order of its declaration."""
+        parameters = cls._init_parameters()
+        if parameters is None:
+            return tuple(cls._annotations())
+        optional = getattr(cls, "_optional_components", ())
+        return tuple(n for n, p in parameters.items() if p.default is inspect.Parameter.empty or n in optional)
+
+    @classmethod
+    def optional_names(cls) -> frozenset[str]:
+        """The components that may be None."""
+        if cls._init_parameters() is None:
+            return frozenset(n for n, a in cls._annotations().items() if "None" in a or "Optional" in a)
+        return frozenset(getattr(cls, "_optional_components", ()))
+
+    @classmethod
+    def option_defaults(cls) -> dict[str, Any]:
+        parameters = cls._init_parameters()
+        if parameters is None:
+            return dict(cls.options)
+        return {n: p.default for n, p in parameters.items() if n not in cls.component_names()}
+
+    def register_modules(self, **components: Any) -> None:
+        """Make these objects components of the pipeline, under these names."""
+        for name, component in components.items():
+            self._register(name, component)
+
+    def _register(self, name: str, component: Any) -> None:
+        from .checkpoints.index import library_of
+
+        self.config[name] = (None, None) if component is None else library_of(type(component))
+        self.__dict__[name] = component
+
+    def register_to_config(self, **options: Any) -> None:
+        """Store options that belong to the checkpoint, such as `requires_safety_checker`."""
+        self.config.update(options)
+        self.__dict__.update(options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        kept = self.config.get(name)
+        if isinstance(kept, tuple) and len(kept) == 2 and name not in self.option_defaults():
+            self._register(name, value)
+        elif name in self.config:
+            self.register_to_config(**{name: value})
+        else:
+            object.__setattr__(self, name, value)
+
+    # ---- what it consists of
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The components by name, None included. `OtherPipeline(**pipe.components)` builds on the same objects."""
+        options = self.option_defaults()
+        names = (n for n, v in self.config.items() if isinstance(v, tuple) and len(v) == 2 and n not in options)
+        return {n: self.__dict__[n] for n in names if n in self.__dict__}
+
+    def _modules(self) -> list[nn.Module]:
+        return [c for _, c in sorted(self.components.items()) if isinstance(c, nn.Module)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes: the device of its networks."""
+        places = [p.device for m in self._modules() if (p := next(m.parameters(), None)) is not None]
+        return next((d for d in places if d.type not in ("cpu", "meta")), places[0] if places else torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first network by name."""
+        return next((m.dtype for m in self._modules() if hasattr(m, "dtype")), torch.float32)
+
+    def to(self, *args: Any, device: Any = None, dtype: torch.dtype | None = None, silence_dtype_warnings: bool = False) -> Self:
+        """Move every network to a device, a dtype or both: `to("cuda")`, `to(torch.float16)`, `to("cuda", torch.float16)`.
+
+        In place; returns the pipeline. Pipelines made from this one share the weights, so they move too.
+        """
+        for value in args:
+            if isinstance(value, torch.dtype) and dtype is None:
+                dtype = value
+            elif not isinstance(value, torch.dtype) and device is None and value is not None:
+                device = value
+            elif value is not None:
+                raise InputError("A device or dtype is given twice.", where="to", got=args, expected="one device, one dtype")
+        target = None if device is None else torch.device(device)
+        if dtype is not None and not dtype.is_floating_point:
+            raise InputError("Networks compute in floating point.", where="dtype", got=dtype, expected="such as torch.float16")
+        for module in self._modules():
+            keep = getattr(module, "keep_in_float32", ())
+            module.to(device=target, dtype=dtype)
+            if keep and dtype not in (None, torch.float32):
+                for name, part in module.named_modules():
+                    if any(k in name.split(".") for k in keep):
+                        part.to(torch.float32)
+        return self
+
+    def __repr__(self) -> str:
+        content = {k: list(v) if isinstance(v, tuple) else v for k, v in self.config.items()}
+        content |= {"_class_name": type(self).__name__, "_diffusers_version": FORMAT_VERSION}
+        return f"{type(self).__name__} {json.dumps(content, indent=2, sort_keys=True, default=str)}\n"
+
+    # ---- loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+        torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a pipeline from a folder or a hub id.
+
+        Called on `DiffusionPipeline` it gives the class that the checkpoint names; called on a concrete class, that class.
+
+        Args:
+            pretrained_model_name_or_path: a folder with `model_index.json`, or a hub id such as "org/name".
+            dtype: the dtype of all networks, or one per component with "default" for the rest; float32 where nothing is said.
+                `torch_dtype` is its older name.
+            variant: which weight files, such as "fp16"; components without such a file use their plain one.
+            use_safetensors: True refuses `.bin` files, False reads them.
+            revision, cache_dir, token, local_files_only, force_download: for the hub.
+            kwargs: components to use instead of the checkpoint's (an object, or None to go without an optional one) and options
+                of the pipeline.
+        Raises:
+            CheckpointError: the checkpoint cannot be used; names the component and the file.
+        """
+        from .checkpoints.pipelines import load_pipeline
+
+        return load_pipeline(
+            cls,
+            pretrained_model_name_or_path,
+            dtype=torch_dtype if dtype is None else dtype,
+            variant=variant,
+            use_safetensors=use_safetensors,
+            given=kwargs,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write every component and `model_index.json` into a folder, whole or not at all.
+
+        Args:
+            save_directory: made if need be; other variants that it already holds stay.
+            variant: goes into the weight files' names, as in `diffusion_pytorch_model.fp16.safetensors`.
+            max_shard_size: weights beyond this size ("10GB" or bytes) are split over several files.
+            safe_serialization: False writes pickles (`.bin`).
+        """
+        from .checkpoints.pipelines import save_pipeline
+
+        save_pipeline(
+            self, save_directory, variant=variant, max_shard_size=max_shard_size, safe_serialization=safe_serialization
+        )
+
+    @classmethod
+    def from_pipe(
+        cls,
+        pipeline: DiffusionPipeline,
+        *,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A pipeline of this class over the weights of another one, with a state of its own.
+
+        Nothing is copied or recast: parameters are the same objects. Layers that are replaced, hooks, schedulers and attention functions of
+        the new pipeline leave the source as it is, and the reverse.
+
+        Args:
+            pipeline: the source.
+            dtype: gives the new pipeline private copies of the weights in that dtype; the source keeps its own.
+            kwargs: components and options that replace the source's.
+        Raises:
+            InputError: a component that this class needs is missing or of the wrong class.
+        """
+        from .runtime.fork import cast_copy, fork
+
+        if cls is DiffusionPipeline:
+            return type(pipeline).from_pipe(pipeline, dtype=dtype, torch_dtype=torch_dtype, **kwargs)  # type: ignore[return-value]
+        dtype = torch_dtype if dtype is None else dtype
+        names, optional = cls.component_names(), cls.optional_names()
+        values = {n: v for n, v in kwargs.items() if n in names}
+        annotations = {} if cls._init_parameters() else cls._annotations()
+        memo: dict[int, nn.Module] = {}
+        for name, component in pipeline.components.items():
+            if name not in names or name in values:
+                continue
+            if component is not None and not _fits(component, annotations.get(name, "")):
+                logger.warning(f"{name}: a {type(component).__name__} does not fit {cls.__name__}; pass one that does.")
+                continue
+            if isinstance(component, nn.Module):
+                values[name] = fork(component, memo) if dtype is None else cast_copy(component, dtype)
+            else:
+                values[name] = copy.copy(component) if isinstance(component, Configurable) else component
+        missing = [n for n in names if values.get(n) is None and n not in optional]
+        if missing:
+            raise InputError(
+                "The source lacks components that this pipeline needs.",
+                where=f"{cls.__name__}.from_pipe({type(pipeline).__name__})",
+                got=", ".join(sorted(values)),
+                expected=", ".join(missing),
+                fix="Pass them as keyword arguments.",
+            )
+        defaults = cls.option_defaults()
+        kept = {n: pipeline.config.get(n, pipeline.config.get("_" + n, default)) for n, default in defaults.items()}
+        kept |= {n: v for n, v in kwargs.items() if n in defaults}
+        unknown = sorted(set(kwargs) - set(names) - set(defaults))
+        if unknown:
+            raise InputError("No such component or option.", where=cls.__name__, got=unknown, expected=list(names))
+        new = cls(**{n: values.get(n) for n in names}, **kept)
+        # options that only the source's class knows: a later from_pipe back finds them again
+        spare = {n.lstrip("_"): v for n, v in pipeline.config.items() if not isinstance(v, tuple) or len(v) != 2}
+        new.config.update({"_" + n: v for n, v in spare.items() if n not in new.config})
+        new.__dict__["_progress"] = dict(pipeline._progress)
+        return new
+
+    # ---- progress and interruption
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of tqdm for this pipeline's bars; `disable=True` silences them."""
+        self.__dict__["_progress"] = dict(options)
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        """A tqdm bar over `iterable`, or one of `total` steps."""
+        from tqdm.auto import tqdm
+
+        if iterable is None and total is None:
+            raise InputError("A progress bar needs something to count.", where="progress_bar", expected="iterable or total")
+        return tqdm(iterable, total=total, **self._progress)
+
+    @property
+    def interrupt(self) -> bool:
+        """True while a run has been asked to stop. Assign True, from any thread, to stop all runs after their present step."""
+        return any(run.stop for run in self._runs)
+
+    @interrupt.setter
+    def interrupt(self, stop: bool) -> None:
+        for run in list(self._runs):
+            run.stop = bool(stop)
+
+    _interrupt = interrupt
+
+    @contextlib.contextmanager
+    def _running(self, run: Run) -> Iterator[Run]:
+        self._runs.add(run)
+        try:
+            yield run
+        finally:
+            self._runs.discard(run)
+
+
+def _fits(component: Any, annotation: str) -> bool:
+    """Whether an annotation such as "A | B | None" admits a network. Schedulers and objects of other libraries always fit."""
+    if not isinstance(component, Configurable) or not isinstance(component, nn.Module) or not annotation:
+        return True
+    allowed = {part.strip().rsplit(".", 1)[-1] for part in annotation.split("|")}
+    return any(base.__name__ in allowed for base in type(component).__mro__)

@@ -1,0 +1,1 @@
+"""What a pipeline keeps while it lives: shared weights with private state, placement, adapters."""

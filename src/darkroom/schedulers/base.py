@@ -1,0 +1,335 @@
+"""The bases of schedulers: configuration, files, the run's position, and the table of a discrete-time process."""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+import os
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import schedulers
+from ..config import Config, Configurable
+from ..errors import ConfigError, InputError
+from ..outputs import Output
+from . import tables
+from .parameterization import PRESERVING, Parameterization, limiter
+from .spacing import spaced
+
+__all__ = ["BetaConfig", "BetaSchedule", "KarrasScheduler", "Scheduler", "SchedulerOutput", "Spacing", "Stepped"]
+
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
+Spacing = Literal["linspace", "leading", "trailing"]
+PathLike = str | os.PathLike[str]
+LARGEST_TABLE = 1_000_000  # a file may ask for any number; this bounds what it costs
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+INTERCHANGEABLE = (
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler",
+    "PNDMScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+
+
+@dataclass
+class SchedulerOutput(Output):
+    """One step's result: the sample at the next timestep, and the x0 that was predicted on the way where the method has one."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+Stepped = SchedulerOutput | tuple[Tensor, ...]  # what `step` returns
+
+
+@functools.cache
+def _hints(config: type[Config]) -> Mapping[str, Any]:
+    return get_type_hints(config)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a configuration is one of its annotation's; for a switch, None is off."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if hint is bool:
+        return value is None or isinstance(value, (bool, np.bool_))
+    if hint in (int, float):
+        kind = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, get_origin(hint) or hint)
+
+
+class Scheduler(Configurable):
+    """Timesteps of a run, and one step of it: `set_timesteps(n)`, then `step(out, t, x).prev_sample` for each t of `timesteps`.
+
+    What belongs to a run lives in plain attributes that are replaced, never changed in place: `copy.copy(scheduler)` is an
+    independent run over the same configuration and tables.
+
+    Attributes:
+        timesteps: descending, (steps,), on the device given to `set_timesteps`; the whole table before.
+        init_noise_sigma: standard deviation of the noise that a run starts from.
+        order: network evaluations per step of the schedule.
+        step_index: position of the next step in `timesteps`, once the first was asked for.
+        begin_index: where the run starts, if `set_begin_index` said so.
+    """
+
+    config_name: ClassVar[str] = "scheduler_config.json"
+    order: ClassVar[int] = 1
+    interchangeable: ClassVar[Sequence[str]] = ()
+    init_noise_sigma: float | Tensor = 1.0
+    num_inference_steps: int | None = None
+
+    def __init__(self, *args: Any, **options: Any):
+        """Options are the fields of `Config`, positional or by name. Raises ConfigError for a value that has no meaning."""
+        self._assemble(self._configure(*args, **options))
+
+    @classmethod
+    def _from_parsed(cls, parsed: Config) -> Self:
+        self = cls.__new__(cls)
+        self._assemble(parsed)
+        return self
+
+    def _assemble(self, config: Config) -> None:
+        """Check the configuration, then build tables and the timesteps that hold before `set_timesteps`."""
+        self.config = config
+        for name in config.names():
+            value, hint = config[name], _hints(type(config))[name]
+            infinite = isinstance(value, float) and math.isinf(value) and value != getattr(type(config), name)
+            if infinite or not _fits(value, hint):
+                self._refuse(name, value, ", ".join(map(str, get_args(hint))) or hint.__name__)
+        if not 1 <= config["num_train_timesteps"] <= LARGEST_TABLE:
+            self._refuse("num_train_timesteps", config["num_train_timesteps"], f"1 to {LARGEST_TABLE}")
+        self._restart()
+
+    def _refuse(self, name: str, got: object, expected: object) -> NoReturn:
+        where = f"{type(self).__name__}, option {name}"
+        raise ConfigError("An option with a value that has no meaning.", where=where, got=got, expected=expected)
+
+    def _error(self, what: str, where: str, got: object, expected: object = None, fix: str | None = None) -> InputError:
+        return InputError(what, where=f"{type(self).__name__}.{where}", got=got, expected=expected, fix=fix)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: PathLike, subfolder: str | None = None, return_unused_kwargs: bool = False, **overrides: Any
+    ) -> Any:
+        """Load from a folder with `scheduler_config.json` (of this or another class), that file itself, or a hub id.
+
+        Args:
+            path: the folder, file or hub id.
+            subfolder: the component's folder inside it, usually "scheduler".
+            return_unused_kwargs: also return the overrides that are no options of this class.
+            overrides: options to change; `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` go to the hub.
+        Raises:
+            CheckpointError: the folder or file cannot be used.
+            ConfigError: a value in it has no meaning.
+        """
+        from ..checkpoints.files import read_json
+        from ..checkpoints.hub import locate
+
+        hub = {name: overrides.pop(name) for name in HUB_OPTIONS if name in overrides}
+        file = Path(path)
+        if not file.is_file():
+            file = locate(path, subfolder=subfolder, files=[cls.config_name], **hub) / cls.config_name
+        return cls.from_config(read_json(file), return_unused_kwargs=return_unused_kwargs, **overrides)
+
+    def save_pretrained(self, save_directory: PathLike) -> None:
+        """Write `scheduler_config.json` into the folder, whole or not at all."""
+        from ..checkpoints.save import write_text_atomic
+
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write_text_atomic(Path(save_directory) / self.config_name, self.to_json())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json()}"
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    @property
+    def compatibles(self) -> list[type[Scheduler]]:
+        """The classes that this configuration can be given to, by name."""
+        names = {type(self).__name__, *self.interchangeable} & set(schedulers.__all__)
+        return [getattr(schedulers, name) for name in sorted(names)]
+
+    @property
+    def timesteps(self) -> Tensor:
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: Tensor) -> None:
+        self._timesteps, self._numbers = value, value.tolist()
+
+    def number(self, timestep: Tensor | float) -> int | float:
+        """A timestep as a Python number. An item of `timesteps` is known by its place in memory, so that no device is waited for."""
+        if not isinstance(timestep, Tensor):
+            return timestep
+        mine = self._timesteps
+        if timestep.device.type != "cpu" and timestep.numel() == 1 and timestep.dtype == mine.dtype:
+            if timestep.untyped_storage().data_ptr() == mine.untyped_storage().data_ptr():
+                return self._numbers[timestep.storage_offset() - mine.storage_offset()]
+        return timestep.item()
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start the run at this position of `timesteps`, as image-to-image does."""
+        self.begin_index = begin_index
+
+    def _restart(self) -> None:
+        """Forget the run. Subclasses add their solver's history."""
+        self.step_index: int | None = None
+        self.begin_index: int | None = None
+
+    def _install(self, timesteps: np.ndarray, device: torch.device | str | None) -> None:
+        """Make this the schedule of a new run."""
+        self.timesteps = torch.from_numpy(timesteps).to(device)
+        self._restart()
+
+    def index_for_timestep(self, timestep: Tensor | float, schedule_timesteps: Tensor | None = None) -> int:
+        """The position of a timestep; where it occurs twice the second, so that a run from the middle skips no noise level.
+
+        Raises InputError if it is not in the schedule.
+        """
+        schedule = self._numbers if schedule_timesteps is None else schedule_timesteps.tolist()
+        value = self.number(timestep)
+        if self._timesteps.dtype == torch.float32:
+            value = float(np.float32(value))
+        found = [i for i, t in enumerate(schedule) if t == value]
+        if not found:
+            return self._absent(value)
+        return found[0] if found[0] == 0 else found[min(1, len(found) - 1)]  # a whole run begins at its first step
+
+    def _absent(self, timestep: float) -> int:
+        raise self._error(
+            "This timestep is not in the schedule.",
+            "timesteps",
+            timestep,
+            fix="Pass items of timesteps, not their positions.",
+        )
+
+    def _position(self, timestep: Tensor | float) -> int:
+        """The position of the step to take: looked up at a run's first step, then counted."""
+        if self.step_index is None:
+            self.step_index = self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
+        if self.step_index >= (steps := len(self._numbers)):
+            got = f"step {self.step_index + 1} of {steps}"
+            raise self._error("The run is over.", "step", got, fix="Call set_timesteps before a new run.")
+        return self.step_index
+
+    def _steps(self, num_inference_steps: int | None) -> int:
+        """The number of steps, checked against the training table."""
+        table = self.config.num_train_timesteps
+        if not isinstance(num_inference_steps, numbers.Integral) or not 1 <= num_inference_steps <= table:
+            where = "set_timesteps, num_inference_steps"
+            raise self._error("A run cannot have this number of steps.", where, num_inference_steps, f"1 to {table}")
+        return int(num_inference_steps)
+
+    def _only_one(self, **given: Any) -> str:
+        """The name of the one argument that is not None. Raises InputError if there are none or several, or for an empty list."""
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            got, expected = ", ".join(names) or "none", " or ".join(given)
+            raise self._error("Exactly one of these arguments is needed.", "set_timesteps", got, expected)
+        if names[0] != "num_inference_steps" and len(given[names[0]]) == 0:
+            raise self._error("An empty schedule.", f"set_timesteps, {names[0]}", "no values")
+        return names[0]
+
+    def _needs_run(self) -> None:
+        if self.num_inference_steps is None:
+            raise self._error("The number of steps is not known yet.", "step", None, fix="Call set_timesteps first.")
+
+    @staticmethod
+    def _result(return_dict: bool, prev_sample: Tensor, x0: Tensor | None = None) -> Stepped:
+        out = SchedulerOutput(prev_sample, x0)
+        return out if return_dict else out.to_tuple()
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """The sample as the network expects it; the same here."""
+        return sample
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BetaConfig(Config):
+    """The options that every table of betas has; `trained_betas` replaces the named schedule."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: BetaSchedule = "linear"
+    trained_betas: tuple[float, ...] | None = None
+
+
+class KarrasScheduler(Scheduler):
+    """A scheduler over the betas of a discrete-time process: x = alpha x0 + sigma eps, alpha^2 = alpha bar, sigma^2 = 1 - alpha bar.
+
+    These schedulers can replace one another. This base is for integer timesteps that index the table.
+
+    Attributes:
+        betas, alphas, alphas_cumprod: (num_train_timesteps,) float32 on the CPU.
+        final_alpha_cumprod: alpha bar of the data itself, where the last step ends.
+        limit: what is done to a predicted x0: dynamic thresholding, clipping or nothing.
+    """
+
+    interchangeable = INTERCHANGEABLE
+
+    def _assemble(self, config: Any) -> None:
+        if isinstance(config.trained_betas, (np.ndarray, Tensor)):
+            config = config.replace(trained_betas=config.trained_betas.tolist())
+        super()._assemble(config)
+        betas = tables.betas(
+            config.beta_schedule, config.beta_start, config.beta_end, config.num_train_timesteps, config.trained_betas
+        )
+        if self._option("rescale_betas_zero_snr"):
+            betas = tables.zero_terminal_snr(betas)
+        self.betas, self.alphas = betas, 1.0 - betas
+        self.alphas_cumprod = self.alphas.cumprod(0)
+        self.final_alpha_cumprod = (
+            torch.tensor(1.0) if self._option("set_alpha_to_one", True) else self.alphas_cumprod[0]
+        )
+        self.limit = limiter(config)
+        self.timesteps = torch.arange(config.num_train_timesteps - 1, -1, -1)
+
+    def _option(self, name: str, default: Any = False) -> Any:
+        """An option of this class, or `default` where it has none (a key that is kept for another class does not count)."""
+        return self.config[name] if name in self.config.names() else default
+
+    @property
+    def parameterization(self) -> Parameterization:
+        return PRESERVING[self.config.prediction_type]
+
+    def _spaced(self, steps: int) -> np.ndarray:
+        """Descending whole timesteps, by the configured rule: int64 (steps,)."""
+        config = self.config
+        chosen = spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
+        return chosen.round().astype(np.int64)
+
+    def alpha_bar(self, t: int) -> Tensor:
+        """Alpha bar at an integer timestep, `final_alpha_cumprod` below 0: ()."""
+        return self.alphas_cumprod[t] if t >= 0 else self.final_alpha_cumprod
+
+    def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at timesteps () or (B,), in dtype and device of `like` (B, ...): each (B, 1, ...)."""
+        bar = self.alphas_cumprod.to(like)[timesteps.to(like.device)].reshape(-1, *[1] * (like.ndim - 1))
+        return bar**0.5, (1 - bar) ** 0.5
+
+    def x0_and_eps(self, x: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """x0 and eps from the network's input and output, as `scale_model_input` and `signal_and_noise` give them."""
+        return self.parameterization.x0(out, x, alpha, sigma), self.parameterization.eps(out, x, alpha, sigma)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma eps for x0 and noise (B, ...) at timesteps (B,) or (1,) (Ho et al. 2020, eq. 4)."""
+        alpha, sigma = self.signal_and_noise(timesteps, original_samples)
+        return alpha * original_samples + sigma * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = alpha eps - sigma x0, what a network with v_prediction learns (Salimans & Ho 2022, app. D)."""
+        alpha, sigma = self.signal_and_noise(timesteps, sample)
+        return alpha * noise - sigma * sample

@@ -1,0 +1,100 @@
+"""Ancestral sampling of the trained Markov chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ..core.random import randn
+from .base import BetaConfig, KarrasScheduler, Spacing, Stepped
+from .parameterization import Prediction
+
+__all__ = ["DDPMScheduler"]
+
+Variance = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DDPMConfig(BetaConfig):
+    variance_type: Variance = "fixed_small"
+    clip_sample: bool = True
+    prediction_type: Prediction = "epsilon"
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    clip_sample_range: float = 1.0
+    sample_max_value: float = 1.0
+    timestep_spacing: Spacing = "leading"
+    steps_offset: int = 0
+    rescale_betas_zero_snr: bool = False
+
+
+class DDPMScheduler(KarrasScheduler):
+    """Denoising diffusion probabilistic models (Ho et al. 2020, algorithm 2; learned variances: Nichol & Dhariwal 2021)."""
+
+    Config = DDPMConfig
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Lay out a run of `num_inference_steps`, or at the given `timesteps`, which descend inside the table."""
+        if self._only_one(num_inference_steps=num_inference_steps, timesteps=timesteps) == "num_inference_steps":
+            self.num_inference_steps = self._steps(num_inference_steps)
+            return self._install(self._spaced(self.num_inference_steps), device)
+        chosen, table = np.array(timesteps, dtype=np.int64), self.config.num_train_timesteps
+        if chosen[0] >= table or chosen[-1] < 0 or (np.diff(chosen) >= 0).any():
+            what, expected = "Timesteps that cannot be followed.", f"descending, from at most {table - 1} to at least 0"
+            raise self._error(what, "set_timesteps, timesteps", chosen.tolist(), expected)
+        return self._install(chosen, device)
+
+    def previous_timestep(self, timestep: Tensor | int) -> int:
+        """The timestep that follows in the run; -1 after the last."""
+        t = self.number(timestep)
+        index = self._numbers.index(t) if t in self._numbers else self._absent(t)
+        return self._numbers[index + 1] if index + 1 < len(self._numbers) else -1
+
+    def _deviation(self, bar: Tensor, bar_prev: Tensor, learned: Tensor | None) -> Tensor:
+        """Standard deviation of the step's noise; a learned log variance lies between the fixed ones (Nichol & Dhariwal, eq. 15)."""
+        kind, beta = self.config.variance_type, 1 - bar / bar_prev
+        posterior = ((1 - bar_prev) / (1 - bar) * beta).clamp(min=1e-20)
+        if kind == "learned_range":
+            share = (learned + 1) / 2
+            return torch.exp(0.5 * (share * beta.log() + (1 - share) * posterior.log()))
+        variance = learned if kind == "learned" else posterior if kind.startswith("fixed_small") else beta
+        return variance**0.5
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | int,
+        sample: Tensor,
+        generator: Generator | list[Generator] | None = None,
+        return_dict: bool = True,
+    ) -> Stepped:
+        """Draw x at the next timestep from the posterior given the predicted x0 (Ho et al. 2020, eq. 6 and 7).
+
+        Args:
+            model_output: (B, C, ...), or (B, 2C, ...) with a learned variance.
+            timestep: an item of `timesteps`.
+            sample: (B, C, ...).
+        """
+        bar, bar_prev = self.alpha_bar(self.number(timestep)), self.alpha_bar(self.previous_timestep(timestep))
+        learned, channels = None, sample.shape[1]
+        if self.config.variance_type in ("learned", "learned_range"):
+            if model_output.shape[1] != 2 * channels:
+                got, expected = f"{model_output.shape[1]} channels", f"{2 * channels}: prediction and variance"
+                raise self._error("The network predicts no variance.", "step, model_output", got, expected)
+            model_output, learned = model_output.split(channels, dim=1)
+        alpha = bar / bar_prev
+        x0 = self.limit(self.parameterization.x0(model_output, sample, bar**0.5, (1 - bar) ** 0.5))
+        prev = bar_prev**0.5 * (1 - alpha) / (1 - bar) * x0 + alpha**0.5 * (1 - bar_prev) / (1 - bar) * sample
+        if self.number(timestep) > 0:
+            noise = randn(model_output.shape, generator, model_output.device, model_output.dtype)
+            prev = prev + self._deviation(bar, bar_prev, learned) * noise
+        return self._result(return_dict, prev, x0)

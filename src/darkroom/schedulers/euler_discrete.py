@@ -1,0 +1,108 @@
+"""Euler's method in sigma."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ..core.random import randn
+from .base import BetaConfig, Spacing, Stepped
+from .sigma import ExplodingScheduler
+from .spacing import exponential, sigma_to_t
+
+__all__ = ["EulerDiscreteScheduler"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EulerDiscreteConfig(BetaConfig):
+    prediction_type: Literal["epsilon", "sample", "original_sample", "v_prediction"] = "epsilon"
+    interpolation_type: Literal["linear", "log_linear"] = "linear"
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    timestep_spacing: Spacing = "linspace"
+    timestep_type: Literal["discrete", "continuous"] = "discrete"
+    steps_offset: int = 0
+    rescale_betas_zero_snr: bool = False
+    final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
+
+
+class EulerDiscreteScheduler(ExplodingScheduler):
+    """Euler steps along dx/dsigma, with optional churn (Karras et al. 2022, algorithm 2 without its correction)."""
+
+    Config = EulerDiscreteConfig
+
+    def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: torch.device | str | None) -> None:
+        super()._lay_out(timesteps, sigmas, device)
+        if self._log_sigma_time:
+            self.timesteps = (0.25 * self.sigmas[: len(timesteps)].log()).to(device)
+
+    @property
+    def _log_sigma_time(self) -> bool:
+        """Whether the network takes c_noise = log(sigma) / 4 for its timestep (Karras et al. 2022, table 1)."""
+        return self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction"
+
+    def _reshape(self, timesteps: np.ndarray, sigmas: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.config.interpolation_type == "log_linear":
+            sigmas = exponential(self.sigma_table[-1], self.sigma_table[0], steps + 1)
+        return super()._reshape(timesteps, sigmas, steps)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+    ) -> None:
+        """Lay out a run: of `num_inference_steps`, at `timesteps`, or through `sigmas` (one more than steps, the last is the end)."""
+        way = self._only_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        if way == "sigmas":
+            levels = np.asarray(sigmas, dtype=np.float32)
+            self.num_inference_steps = len(levels) - 1
+            return self._lay_out(sigma_to_t(levels[:-1], self.sigma_table).astype(np.float32), levels, device)
+        if way == "timesteps":
+            self._free_timesteps(*(("timestep_type",) if self._log_sigma_time else ()))
+        self.num_inference_steps = len(timesteps) if way == "timesteps" else self._steps(num_inference_steps)
+        chosen, levels = self._space(self.num_inference_steps, timesteps)
+        end = self.sigma_table[0] if self.config.final_sigmas_type == "sigma_min" else 0
+        return self._lay_out(chosen, np.append(levels, end), device)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | float,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Generator | list[Generator] | None = None,
+        return_dict: bool = True,
+    ) -> Stepped:
+        """x at the next sigma, in float32 inside.
+
+        Args:
+            model_output: (B, C, ...), like `sample`.
+            timestep: an item of `timesteps`.
+            s_churn: noise added and removed again over the whole run, between the sigmas `s_tmin` and `s_tmax`.
+            s_noise: standard deviation of that noise, about 1.
+        """
+        self._refuse_integer(timestep)
+        index, x = self._position(timestep), sample.float()
+        sigma, sigma_next = self.sigmas[index], self.sigmas[index + 1]
+        gamma = min(s_churn / (len(self.sigmas) - 1), 2**0.5 - 1) if s_tmin <= sigma <= s_tmax else 0.0
+        raised = sigma * (gamma + 1)
+        if gamma > 0:
+            noise = randn(model_output.shape, generator, model_output.device, model_output.dtype)
+            x = x + noise * s_noise * (raised**2 - sigma**2) ** 0.5
+        # the network saw the sample at sigma; with epsilon the churned sample is taken to be at the raised level
+        x0 = self.x0(model_output, x, raised if self.config.prediction_type == "epsilon" else sigma)
+        prev = x + (x - x0) / raised * (sigma_next - raised)
+        self.step_index = index + 1
+        return self._result(return_dict, prev.to(model_output.dtype), x0)

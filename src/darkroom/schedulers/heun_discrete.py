@@ -1,0 +1,86 @@
+"""Heun's method in sigma: two evaluations per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import BetaConfig, Spacing, Stepped
+from .parameterization import Prediction
+from .sigma import ExplodingScheduler
+from .spacing import spaced
+
+__all__ = ["HeunDiscreteScheduler"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeunDiscreteConfig(BetaConfig):
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction_type: Prediction = "epsilon"
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    clip_sample: bool = False
+    clip_sample_range: float = 1.0
+    timestep_spacing: Spacing = "linspace"
+    steps_offset: int = 0
+
+
+class HeunDiscreteScheduler(ExplodingScheduler):
+    """Euler steps, each corrected by the slope at its end (Karras et al. 2022, algorithm 1).
+
+    `timesteps` holds every timestep but the first twice: for the correction that ends there, and for the next step.
+    """
+
+    Config = HeunDiscreteConfig
+    order = 2
+
+    def _restart(self) -> None:
+        super()._restart()
+        self.half_done: tuple[Tensor, Tensor] | None = None  # where the step began, and the slope there
+
+    @property
+    def state_in_first_order(self) -> bool:
+        """Whether an Euler step is due, rather than its correction."""
+        return self.half_done is None
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        num_train_timesteps: int | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Lay out a run of `num_inference_steps` steps over a table of `num_train_timesteps`, or at `timesteps`."""
+        if self._only_one(num_inference_steps=num_inference_steps, timesteps=timesteps) == "timesteps":
+            self._free_timesteps()
+            steps = len(timesteps)
+        else:
+            steps = self._steps(num_inference_steps)
+            if num_train_timesteps:
+                timesteps = spaced(self.config.timestep_spacing, steps, num_train_timesteps, self.config.steps_offset)
+        self.num_inference_steps = steps
+        chosen, sigmas = self._space(steps, timesteps)
+        twice = np.repeat(np.arange(steps), 2)[1:]
+        self._lay_out(chosen[twice], np.append(sigmas[twice], [0]), device)
+
+    def step(self, model_output: Tensor, timestep: Tensor | float, sample: Tensor, return_dict: bool = True) -> Stepped:
+        """x after an Euler step, or after its correction. `model_output` and `sample` are (B, C, ...), `timestep` an item of `timesteps`."""
+        index = self._position(timestep)
+        sigma = self.sigmas[index]
+        x0 = self.x0(model_output, sample, sigma)
+        if self.half_done is None:
+            slope = (sample - x0) / sigma
+            self.half_done = sample, slope
+            prev = sample + slope * (self.sigmas[index + 1] - sigma)
+        else:
+            start, slope = self.half_done
+            slope = (slope + (sample - x0) / sigma) / 2
+            self.half_done = None
+            prev = start + slope * (sigma - self.sigmas[index - 1])
+        self.step_index = index + 1
+        return self._result(return_dict, prev, x0)

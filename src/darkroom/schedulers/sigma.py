@@ -1,0 +1,123 @@
+"""Schedulers that place their steps by sigma, the noise of x / alpha."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import tables
+from .base import KarrasScheduler
+from .parameterization import EXPLODING, split
+from .spacing import SIGMA_SCHEDULES, sigma_to_t, spaced
+
+__all__ = ["ExplodingScheduler", "SigmaScheduler"]
+
+
+class SigmaScheduler(KarrasScheduler):
+    """A run is a row of sigmas, one more than timesteps, in float32 on the CPU; the sample stays variance-preserving.
+
+    Attributes:
+        sigmas: descending, (steps + 1,).
+    """
+
+    sigmas: Tensor
+    split = staticmethod(split)  # sigma -> (alpha, sigma) of the sample that the network sees
+
+    def _assemble(self, config: Any) -> None:
+        super()._assemble(config)
+        if self._option("rescale_betas_zero_snr"):
+            self.alphas_cumprod[-1] = 2**-24  # the smallest float16 above 0: sigma stays finite
+        chosen = [name for name in SIGMA_SCHEDULES if self._option(f"use_{name}_sigmas")]
+        if len(chosen) > 1:
+            self._refuse(" and ".join(f"use_{name}_sigmas" for name in chosen), True, "only one of them")
+        self.sigma_schedule = chosen[0] if chosen else None
+        self.sigma_table = tables.sigmas(self.alphas_cumprod).numpy()  # ascending, (num_train_timesteps,)
+
+    def _by_schedule(self, sigma_max: float, sigma_min: float, n: int) -> np.ndarray:
+        """n sigmas by the chosen schedule. Ends that the configuration names win, also those kept for another class."""
+        low, high = (getattr(self.config, name, None) for name in ("sigma_min", "sigma_max"))
+        schedule = SIGMA_SCHEDULES[self.sigma_schedule]  # type: ignore[index]
+        return schedule(float(sigma_max) if high is None else high, float(sigma_min) if low is None else low, n)
+
+    def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: torch.device | str | None) -> None:
+        """Make this the schedule of a new run. Sigmas stay on the CPU, where reading them waits for no device."""
+        self.sigmas = torch.from_numpy(np.asarray(sigmas, dtype=np.float32))
+        self._install(timesteps, device)
+
+    def _free_timesteps(self, *blocked: str) -> None:
+        """Custom timesteps cannot go with options that choose the timesteps. Raises InputError."""
+        for name in (*(f"use_{schedule}_sigmas" for schedule in SIGMA_SCHEDULES), *blocked):
+            if self._option(name):
+                what, where = "The configuration already chooses the timesteps.", "set_timesteps, timesteps"
+                raise self._error(
+                    what, where, f"timesteps, with {name}", fix=f"Pass num_inference_steps, or unset {name}."
+                )
+
+    def _levels(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """Sigmas at timesteps () or (B,), or at the run's position where `set_begin_index` named one: (B, 1, ...)."""
+        if self.begin_index is None:
+            indices = [self.index_for_timestep(t) for t in timesteps.reshape(-1).tolist()]
+        else:
+            indices = [self.begin_index if self.step_index is None else self.step_index] * timesteps.numel()
+        return self.sigmas[indices].to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+    def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self._levels(timesteps, like))
+
+
+class ExplodingScheduler(SigmaScheduler):
+    """The sample is x0 + sigma eps, and the network sees it divided by sqrt(sigma^2 + 1) (Karras et al. 2022, table 1, VP)."""
+
+    def _assemble(self, config: Any) -> None:
+        super()._assemble(config)
+        timesteps = np.arange(config.num_train_timesteps, dtype=np.float32)[::-1].copy()
+        self._lay_out(timesteps, np.append(self.sigma_table[::-1], 0), None)
+
+    @property
+    def init_noise_sigma(self) -> Tensor:  # type: ignore[override]
+        top = self.sigmas.max()
+        return top if self.config.timestep_spacing in ("linspace", "trailing") else (top**2 + 1) ** 0.5
+
+    def _space(self, steps: int, timesteps: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Timesteps and sigmas of a run, (steps,) each, by the options or at the given timesteps."""
+        config = self.config
+        if timesteps is None:
+            timesteps = spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
+        timesteps = np.asarray(timesteps, dtype=np.float32)
+        sigmas = np.interp(timesteps, np.arange(len(self.sigma_table)), self.sigma_table)
+        return self._reshape(timesteps, sigmas, steps)
+
+    def _reshape(self, timesteps: np.ndarray, sigmas: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Between the same ends, the sigmas of the chosen schedule and their timesteps."""
+        if self.sigma_schedule is None:
+            return timesteps, sigmas
+        sigmas = self._by_schedule(sigmas[0], sigmas[-1], steps)
+        return sigma_to_t(sigmas, self.sigma_table).astype(np.float32), sigmas
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        """Lay out a run of `num_inference_steps` steps."""
+        self.num_inference_steps = self._steps(num_inference_steps)
+        timesteps, sigmas = self._space(self.num_inference_steps)
+        self._lay_out(timesteps, np.append(sigmas, 0), device)
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """x / sqrt(sigma^2 + 1), of unit variance. The first call of a run finds its position by `timestep`."""
+        sigma = self.sigmas[self._position(timestep)]  # type: ignore[arg-type]
+        return sample / (sigma**2 + 1) ** 0.5
+
+    def x0(self, out: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """x0 from the network's output for the (unscaled) sample x, limited as the configuration says."""
+        return self.limit(EXPLODING[self.config.prediction_type](out, x, sigma))
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x0 + sigma eps for x0 and noise (B, ...) at timesteps (B,) or (1,) of the schedule."""
+        return original_samples + noise * self._levels(timesteps, original_samples)
+
+    def _refuse_integer(self, timestep: Tensor | float) -> None:
+        """A whole number here is nearly always a position taken for a timestep. Raises InputError."""
+        if not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int):
+            what, expected = "An integer is no timestep of this scheduler.", "an item of timesteps, which are floats"
+            raise self._error(what, "step, timestep", timestep, expected)

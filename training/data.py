@@ -1,0 +1,184 @@
+"""The data of the bundled checkpoint: glyphs of Noto Color Emoji, their English CLDR names as captions, and the tokenizer.
+
+Needs the Debian packages fonts-noto-color-emoji, unicode-cldr-core and libraqm0, and `emoji` from PyPI. Everything here is deterministic.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import emoji
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+__all__ = ["HELD_OUT", "SIZE", "Glyph", "caption_pool", "glyphs", "names", "other_glyphs", "render", "save_tokenizer"]
+
+FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+CLDR = Path("/usr/share/unicode/cldr/common")
+SIZE = 64  # pixels
+LENGTH = 77  # tokens
+VOCABULARY = 2048
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+
+CHOSEN = """
+😀 😂 😇 😈 😉 😍 😎 😘 😜 😡 😢 😭 😮 😱 😴 😷 🙃 🤑 🤓 🤔 🤗 🤠 🤡 🤢 🤣 🤩 🤯 🥰 🥳 🥵 🥶 🥺 🧐
+🙈 👻 👽 👾 🤖 💀 💩 🎃 🎅 👀 👄 🧠
+❤️ 🧡 💛 💚 💙 💜 🖤 💔 💕 💯 💥 🔥 ✨ ⭐ 💧
+🐵 🐶 🐱 🐭 🐹 🐰 🦊 🐻 🐼 🐨 🐯 🦁 🐮 🐷 🐸 🐴 🦄 🐺 🐔 🐧 🐤 🦆 🦅 🦉 🦇 🐝 🐛 🦋 🐌 🐞 🕷️ 🐢 🐍 🦖 🦕 🐙 🦞 🦀
+🐠 🐬 🐳 🦈 🐊 🦓 🐘 🦛 🐪 🦒 🦘 🐑 🐐 🦌 🦚 🦜 🦢 🦩 🦔 🐉
+🌲 🌴 🌵 🍀 🍁 🍄 🌷 🌹 🌺 🌻 🌸 💐
+🍎 🍐 🍊 🍋 🍌 🍉 🍇 🍓 🍒 🍑 🍍 🍅 🍆 🥑 🥦 🥕 🌽 🌶️ 🍞 🥐 🧀 🍳 🍔 🍟 🍕 🌭 🌮 🍣 🍜 🍦 🍩 🍪 🎂 🍰
+🧁 🍫 🍭 🍿 🍯 ☕ 🍷 🍹 🍺 🥚
+☀️ 🌙 ☁️ ⛈️ ⚡ ❄️ ⛄ 🌈 ☂️ 🌊 🌋 🌍 🪐
+🚗 🚕 🚌 🚒 🚜 🚲 🚂 ✈️ 🚀 🛸 🚁 ⛵ 🚢 🚦 🏠 🏰 🗽 ⛺ 🏝️
+⚽ 🏀 🏈 ⚾ 🎾 🏆 🎯 🎲 🎮 🎸 🎻 🎈 🎁 🎀 🎉 🎄
+📱 💻 📷 📺 ⏰ 💡 🕯️ 💰 💎 🔨 🔧 🔑 🔒 🔔 📚 ✏️ ✂️ 📦 🔍 💣 🧲 🧸 👑 🎩 🎓 🕶️ 👕 👗 👟 👠 🎒 🚪 🚽 ⚔️
+🔴 🟡 🟢 🔵 🟣 ✅ ❌ ❓ ❗ ☠️
+""".split()
+TONED = "👍 👋 ✊ ✌️ 💪 👶 👩".split()  # each of them in its default colour and in five skin tones
+ALSO = (  # what people call a glyph when its CLDR name is not the first word that comes to mind
+    "😀 smiley; 😂 tears of joy; 😇 angel; 😈 devil; 😉 wink; 😍 heart eyes; 😡 angry face; 😭 sobbing; 😱 scream; 😷 mask; 🤓 nerd; 🤔 thinking; "
+    "🤗 hug; 🤠 cowboy; 🤡 clown; 🤢 sick; 🤯 mind blown; 🥳 party; 🥶 freezing; 😴 asleep; 😢 sad; 🤣 laughing; 👾 space invader; 💩 poop; "
+    "🎃 halloween; 🎅 santa; 👄 lips; ❤️ heart; 💯 100; 💥 explosion; 💧 water; 🐵 monkey; 🐱 cat; 🐭 mouse; 🐰 rabbit; 🐮 cow; 🐷 pig; 🐔 hen; "
+    "🐤 chick; 🐝 bee; 🐛 caterpillar; 🐞 ladybug; 🦕 dinosaur; 🐠 fish; 🐳 whale; 🦛 hippo; 🐑 sheep; 🌲 tree; 🌸 flower; 🍀 clover; 🍁 leaf; "
+    "🌹 red rose; 💐 flowers; 🍎 apple; 🍊 orange; 🍒 cherry; 🌽 corn; 🌶️ chili; 🧀 cheese; 🍳 fried egg; 🍔 burger; 🍟 fries; 🍜 noodles; "
+    "🍦 ice cream; 🍩 donut; 🎂 birthday; 🍰 cake; 🍫 chocolate; 🍭 candy; 🍯 honey; ☕ coffee; 🍷 wine; 🍹 cocktail; 🍺 beer; 🌙 moon; ⛈️ storm; "
+    "⚡ lightning; ❄️ snow; ⛄ snowman; 🌊 wave; 🌍 earth; 🪐 saturn; 🚗 car; 🚒 fire truck; 🚲 bike; 🚂 train; ✈️ plane; 🚀 spaceship; 🛸 ufo; "
+    "⛵ boat; 🚦 traffic light; 🏠 home; 🏝️ island; ⚽ football; 🏆 cup; 🎯 target; 🎲 dice; 🎮 game controller; 🎁 present; 🎀 bow; 🎉 confetti; "
+    "📱 phone; 💻 computer; 📺 tv; ⏰ clock; 💡 idea; 💰 money; 💎 diamond; 🔒 lock; 📦 box; 🔍 magnifying glass; 🧸 toy; 👑 king; 🎩 hat; "
+    "🎓 graduation; 👕 shirt; 👟 shoe; 👠 high heels; 🎒 bag; ⚔️ swords; ✅ check mark; ❌ cross; ❓ question mark; ❗ exclamation mark; "
+    "☠️ pirate; 👍 like; 👋 hello; ✊ fist; ✌️ peace; 💪 muscle; 🐶 dog; 🐯 tiger; 🐴 horse"
+)
+HELD_OUT = {"👍": 2, "👋": 4, "✊": 1, "✌️": 3, "💪": 0, "👶": 1, "👩": 3}  # the tone (index into TONES) never shown to the networks
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """One picture and what it is called."""
+
+    text: str  # the emoji sequence
+    name: str  # its CLDR name
+    keywords: tuple[str, ...]
+    base: str  # the name without the skin tone
+    held_out: bool = False
+
+
+@cache
+def _annotations() -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    called, keywords = {}, {}
+    for folder in ("annotations", "annotationsDerived"):
+        for a in ET.parse(CLDR / folder / "en.xml").getroot().iter("annotation"):
+            if a.get("type") == "tts":
+                called[a.get("cp")] = a.text
+            else:
+                keywords[a.get("cp")] = tuple(k.strip() for k in a.text.split("|"))
+    return called, keywords
+
+
+def names() -> dict[str, str]:
+    """Every English short name of CLDR, by emoji sequence without variation selectors."""
+    return _annotations()[0]
+
+
+def _glyph(text: str, **options: bool) -> Glyph:
+    plain = text.replace("\ufe0f", "")
+    called, keywords = _annotations()
+    name = called[plain]
+    words = tuple(k for k in keywords.get(plain, ()) if k != name and "skin tone" not in k)
+    return Glyph(text, name, words, re.split(r": (?=[a-z-]+ skin tone)", name)[0], **options)
+
+
+def _with_tone(text: str, tone: int) -> str:
+    plain = text.replace("\ufe0f", "")
+    return plain[0] + chr(0x1F3FB + tone) + plain[1:]
+
+
+def glyphs(*, held_out: bool = False) -> list[Glyph]:
+    """The glyphs that the text-to-image networks are trained on, or those kept from them."""
+    if held_out:
+        return [_glyph(_with_tone(text, tone), held_out=True) for text, tone in HELD_OUT.items()]
+    toned = [_with_tone(text, tone) for text in TONED for tone in range(5) if HELD_OUT[text] != tone]
+    return [_glyph(text) for text in dict.fromkeys(CHOSEN + TONED + toned)]
+
+
+def other_glyphs() -> list[Glyph]:
+    """Further glyphs of one character, for the autoencoder alone: no flags, keycaps, sequences or skin tones."""
+    taken = {g.text for g in glyphs()}
+    strange = re.compile("[\U0001f3fb-\U0001f3ff\U0001f1e6-\U0001f1ff\u200d\u20e3\U000e0020-\U000e007f]")
+    listed = sorted(text for text, entry in emoji.EMOJI_DATA.items() if entry["status"] == 2)
+    return [
+        _glyph(text)
+        for text in listed
+        if text not in taken and not strange.search(text) and text.replace("\ufe0f", "") in names()
+    ]
+
+
+def render(text: str) -> np.ndarray:
+    """The glyph on white: (64, 64, 3) of uint8."""
+    font = ImageFont.truetype(str(FONT), 109, layout_engine=ImageFont.Layout.RAQM)  # the font's only bitmap size
+    canvas = Image.new("RGBA", (256, 256), (255, 255, 255, 0))
+    ImageDraw.Draw(canvas).text((40, 40), text, font=font, embedded_color=True)
+    cut = canvas.crop(canvas.getbbox())
+    square = Image.new("RGBA", (140, 140), "white")
+    square.alpha_composite(cut, ((140 - cut.width) // 2, (140 - cut.height) // 2))
+    return np.asarray(square.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+
+
+def caption_pool(chosen: list[Glyph]) -> list[list[str]]:
+    """Eight captions for each glyph: its name three times, what else it is called, with an article, as "NAME emoji", and twice with keywords."""
+    also = dict(entry.split(" ", 1) for entry in ALSO.split("; "))
+    pool = []
+    for g in chosen:
+        article = "an" if g.name[0].lower() in "aeiou" else "a"
+        first, second = ", ".join((g.name, *g.keywords[:2])), ", ".join((g.name, *g.keywords[-2:]))
+        pool.append([g.name] * 3 + [also.get(g.text, g.name), f"{article} {g.name}", f"{g.name} emoji", first, second])
+    return pool
+
+
+def _byte_letters() -> list[str]:
+    """The 256 visible characters that byte-level BPE uses for bytes, in the order of CLIP's vocabulary."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in visible] + [chr(256 + i) for i in range(256 - len(visible))]
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Learn a byte-level BPE in CLIP's style (lower case, `</w>` at the end of a word) from the captions and all CLDR names; write its files."""
+    words = [c for pool in caption_pool(glyphs()) for c in pool] * 4 + sorted(names().values())
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    split = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(split, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    letters = _byte_letters()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4 * VOCABULARY, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    learned = json.loads(tokenizer.to_str())["model"]["merges"]
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    merges = [tuple(m) for m in learned][: VOCABULARY - 2 * len(letters) - 2]
+    tokens = [*letters, *(c + "</w>" for c in letters), *(a + b for a, b in merges), start, end]
+    special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+    settings = {
+        **special,
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": LENGTH,
+        "do_lower_case": True,
+        "errors": "replace",
+        "add_prefix_space": False,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False), "utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", "utf-8")
