@@ -49,6 +49,9 @@ def export(folder: Path, *, interim: bool = False) -> None:
     for name, part in {"unet": unet, "text_encoder": text, "vae": vae}.items():
         shutil.rmtree(folder / name, ignore_errors=True)
         part.to(torch.float16).save_pretrained(folder / name)
+    settings = folder / "text_encoder/config.json"  # without this, transformers would compute in the dtype of the file, unlike the others
+    settings.write_text(settings.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    (folder / "text_encoder/model.safetensors").chmod(0o644)
     DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
     save_tokenizer(folder / "tokenizer")
     index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "requires_safety_checker": False}

@@ -39,7 +39,7 @@ class CallInputs(Inputs):
 
     num_inference_steps: int = field("Denoising steps: more are slower and finer.", 50, minimum=1, integer=True)
     generator: Generator | list[Generator] | None = field("Source of random numbers; a list has one per picture.")
-    guidance: Guidance | None = field('A guidance object, such as CFG(5, terms=[PAG(3)]), in place of the scales.')
+    guidance: Guidance | None = field("A guidance object, such as CFG(5, terms=[PAG(3)]), in place of the scales.")
     callback_on_step_end: Callable[..., dict[str, Any]] | None = field(
         "Called as f(pipe, step, timestep, tensors) after each step; the tensors it returns replace the run's."
     )
@@ -176,9 +176,7 @@ class Family(DiffusionPipeline):
         allowed = self.callback_tensors + (("mask", "masked_image_latents") if self.task.name == "inpaint" else ())
         unknown = [n for n in inputs.callback_on_step_end_tensor_inputs if n not in allowed]
         if unknown:
-            raise InputError(
-                "No such tensor.", where="callback_on_step_end_tensor_inputs", got=unknown, expected=", ".join(allowed)
-            )
+            raise InputError("No such tensor.", where="callback_on_step_end_tensor_inputs", got=unknown, expected=", ".join(allowed))
         guidance = inputs.guidance or self.guidance(inputs)
         cond = self.encode(inputs, guidance.needs_negative)
         run = Run(inputs, rows, guidance.prepare(cond, self), scheduler=copy.copy(self.scheduler))

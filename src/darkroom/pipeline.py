@@ -54,21 +54,16 @@ class DiffusionPipeline:
     # ---- construction
 
     def __init__(self, *args: Any, **values: Any):
-        names = [*self.component_names(), *self.options]
-        if len(args) > len(names):
-            raise InputError("Too many components.", where=type(self).__name__, got=len(args), expected=", ".join(names))
+        if self._init_parameters() is not None:
+            return  # a constructor written by hand registers its components itself
+        cls, names = type(self).__name__, [*self.component_names(), *self.options]
         values = {**dict(zip(names, args)), **values}
-        unknown = sorted(set(values) - set(names))
-        if unknown:
-            raise InputError(
-                "No such component or option.", where=type(self).__name__, got=", ".join(unknown), expected=", ".join(names)
-            )
-        optional = self.optional_names()
-        missing = [n for n in self.component_names() if n not in values and n not in optional]
+        if len(args) > len(names) or (unknown := sorted(set(values) - set(names))):
+            got = f"{len(args)} values" if len(args) > len(names) else ", ".join(unknown)
+            raise InputError("No such component or option.", where=cls, got=got, expected=", ".join(names))
+        missing = [n for n in self.component_names() if n not in values and n not in self.optional_names()]
         if missing:
-            raise InputError(
-                "Components are missing.", where=type(self).__name__, got=sorted(values), expected=", ".join(missing)
-            )
+            raise InputError("Components are missing.", where=cls, got=sorted(values), expected=", ".join(missing))
         self.register_modules(**{n: values.get(n) for n in self.component_names()})
         self.register_to_config(**{n: values.get(n, default) for n, default in self.options.items()})
 
@@ -128,14 +123,11 @@ class DiffusionPipeline:
 
     def register_modules(self, **components: Any) -> None:
         """Make these objects components of the pipeline, under these names."""
-        for name, component in components.items():
-            self._register(name, component)
-
-    def _register(self, name: str, component: Any) -> None:
         from .checkpoints.index import library_of
 
-        self.config[name] = (None, None) if component is None else library_of(type(component))
-        self.__dict__[name] = component
+        for name, component in components.items():
+            self.config[name] = (None, None) if component is None else library_of(type(component))
+            self.__dict__[name] = component
 
     def register_to_config(self, **options: Any) -> None:
         """Store options that belong to the checkpoint, such as `requires_safety_checker`."""
@@ -143,9 +135,8 @@ class DiffusionPipeline:
         self.__dict__.update(options)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        kept = self.config.get(name)
-        if isinstance(kept, tuple) and len(kept) == 2 and name not in self.option_defaults():
-            self._register(name, value)
+        if name in self.components:
+            self.register_modules(**{name: value})
         elif name in self.config:
             self.register_to_config(**{name: value})
         else:
@@ -271,18 +262,11 @@ class DiffusionPipeline:
         """
         from .checkpoints.pipelines import save_pipeline
 
-        save_pipeline(
-            self, save_directory, variant=variant, max_shard_size=max_shard_size, safe_serialization=safe_serialization
-        )
+        save_pipeline(self, save_directory, variant=variant, max_shard_size=max_shard_size, safe_serialization=safe_serialization)
 
     @classmethod
     def from_pipe(
-        cls,
-        pipeline: DiffusionPipeline,
-        *,
-        dtype: torch.dtype | None = None,
-        torch_dtype: torch.dtype | None = None,
-        **kwargs: Any,
+        cls, pipeline: DiffusionPipeline, *, dtype: torch.dtype | None = None, torch_dtype: torch.dtype | None = None, **kwargs: Any
     ) -> Self:
         """A pipeline of this class over the weights of another one, with a state of its own.
 

@@ -14,7 +14,10 @@ from darkroom.models.unet_2d_condition import UNet2DConditionModel
 
 diffusers = pytest.importorskip("diffusers")
 
-TWO = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+TWO = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 TINY = {
     "block_out_channels": (16, 32),
     "layers_per_block": 1,
@@ -93,7 +96,8 @@ CONFIGS: dict[str, dict] = {
     "only cross somewhere": {"only_cross_attention": (True, False)},
     "simple": SIMPLE
     | {"resnet_skip_time_act": True, "resnet_out_scale_factor": 1.4, "resnet_time_scale_shift": "scale_shift"},
-    "simple only cross": SIMPLE | {"only_cross_attention": True, "cross_attention_norm": "layer_norm", "cross_attention_dim": 32},
+    "simple only cross": SIMPLE
+    | {"only_cross_attention": True, "cross_attention_norm": "layer_norm", "cross_attention_dim": 32},
     "simple mid only cross": SIMPLE | {"mid_block_only_cross_attention": True},
     "simple group norm": SIMPLE
     | {"cross_attention_norm": "group_norm", "cross_attention_dim": 64, "attention_head_dim": (4, 8)},
@@ -199,7 +203,9 @@ def test_odd_sizes_where_the_reference_fails():
     assert ours(**inputs(size=(7, 9), **SIMPLE)).sample.shape == (2, 4, 7, 9)
 
 
-@pytest.mark.parametrize("options", [{}, SIMPLE, SIMPLE | {"only_cross_attention": True}], ids=["plain", "simple", "only cross"])
+@pytest.mark.parametrize(
+    "options", [{}, SIMPLE, SIMPLE | {"only_cross_attention": True}], ids=["plain", "simple", "only cross"]
+)
 @torch.no_grad()
 def test_masks_of_the_context(options):
     reference, ours = pair(**options)
@@ -247,7 +253,10 @@ def test_residuals_of_a_controlnet():
 @pytest.mark.parametrize("middle", [False, True])
 @torch.no_grad()
 def test_residuals_of_an_adapter(key, middle):
-    options = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    options = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
     reference, ours = pair(**options)
     arguments = inputs(**options)
     given = [torch.randn(2, 16, 4, 4), torch.randn(2, 32, 4, 4)] + [torch.randn(2, 32, 4, 4)] * middle
@@ -271,7 +280,10 @@ def test_batch_equals_rows():
     _, ours = pair()
     arguments = inputs()
     whole = ours(**arguments).sample
-    rows = [ours(arguments["sample"][i : i + 1], arguments["timestep"][i], arguments["encoder_hidden_states"][i : i + 1]) for i in (0, 1)]
+    rows = [
+        ours(arguments["sample"][i : i + 1], arguments["timestep"][i], arguments["encoder_hidden_states"][i : i + 1])
+        for i in (0, 1)
+    ]
     torch.testing.assert_close(torch.cat([r.sample for r in rows]), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -451,11 +463,13 @@ def test_building_on_meta_takes_no_memory():
 @pytest.mark.slow
 @torch.no_grad()
 def test_stable_diffusion_width():
-    torch.manual_seed(0)
-    reference = diffusers.UNet2DConditionModel(cross_attention_dim=768).eval()
     with torch.device("meta"):
+        reference = diffusers.UNet2DConditionModel(cross_attention_dim=768).eval()
         ours = UNet2DConditionModel(cross_attention_dim=768).eval()
-    ours.load_state_dict(reference.state_dict(), assign=True)
+    shapes = {name: t.shape for name, t in reference.state_dict().items()}
+    weights = {n: torch.empty(s).uniform_(-1, 1).mul_(max(s[1:].numel(), 4) ** -0.5) for n, s in shapes.items()}
+    reference.load_state_dict(weights, assign=True)
+    ours.load_state_dict(weights, assign=True)
     arguments = torch.randn(1, 4, 16, 16), 321, torch.randn(1, 77, 768)
     a, b = ours(*arguments).sample, reference(*arguments).sample
     assert (a - b).norm() / b.norm() < 1e-3

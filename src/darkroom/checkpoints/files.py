@@ -110,7 +110,7 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
         CheckpointError: the file is missing, too long, not UTF-8, not JSON, not an object, or nested too deep.
     """
     with open_regular(Path(path)) as file:
-        text = file.read(limit + 1)
+        text = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     if len(text) > limit:
         raise CheckpointError("A JSON file that is too long.", where=path, expected=f"at most {limit} bytes")
     return parse_json(text, path)

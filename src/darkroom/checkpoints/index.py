@@ -86,9 +86,11 @@ class ModelIndex:
 
 def is_transformers(cls: object) -> bool:
     """Whether a class is a model, tokenizer or processor in the sense of transformers."""
+    if not isinstance(cls, type) or not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
+        return False
     import transformers
 
-    return isinstance(cls, type) and issubclass(cls, tuple(getattr(transformers, base) for base in _TRANSFORMERS_BASES))
+    return issubclass(cls, tuple(getattr(transformers, base) for base in _TRANSFORMERS_BASES))
 
 
 def _refuse(name: str, library: object, class_name: object) -> CheckpointError:

@@ -144,6 +144,16 @@ def _transformers_model(cls: Any, folder: Path, dtype: torch.dtype | None, varia
     return model.eval()
 
 
+def _check_vocabulary(cls: Any, names: list[str]) -> None:
+    """transformers makes an empty tokenizer, without a word, where the files of its vocabulary are missing."""
+    needed = dict(getattr(cls, "vocab_files_names", None) or {})
+    if needed.pop("tokenizer_file", "tokenizer.json") in names:
+        return
+    missing = sorted(set(needed.values()) - set(names))
+    if missing:
+        raise CheckpointError("The vocabulary of a tokenizer is missing.", got=", ".join(names) or "no files", expected=", ".join(missing))
+
+
 def load_component(
     name: str,
     library: str,
@@ -178,12 +188,13 @@ def load_component(
         if issubclass(cls, importlib.import_module("transformers").PreTrainedModel):
             return _transformers_model(cls, own, dtype, variant, use_safetensors)
         if is_transformers(cls):
+            _check_vocabulary(cls, names)
             with quiet_transformers():
                 return cls.from_pretrained(own, local_files_only=True)  # type: ignore[attr-defined]
         raise CheckpointError("A class that is no component.", where=own, got=cls.__name__)
     except DarkroomError as error:
         if isinstance(error, CheckpointError):
-            where = name if error.where is None else f"{name}: {error.where}"
+            where = f"{name}: {error.where or own}"
             raise CheckpointError(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from error
         raise CheckpointError(f"The component {name} cannot be used: {error.what}", where=own, got=error.got, expected=error.expected) from error
     except Exception as error:

@@ -44,9 +44,7 @@ def backend(choice: str | Attend) -> Attend:
     if callable(choice):
         return choice
     if choice not in BACKENDS:
-        raise InputError(
-            "No attention backend of that name.", where="attention backend", got=choice, expected=", ".join(BACKENDS)
-        )
+        raise InputError("No attention backend of that name.", where="attention backend", got=choice, expected=", ".join(BACKENDS))
     return BACKENDS[choice]
 
 

@@ -52,9 +52,7 @@ class Inputs:
             if low is not None or high is not None or rule["integer"] or spec.type in ("float", "float | None"):
                 self._check_number(spec.name, value, low, high, rule["integer"])
             if rule["choices"] and value not in rule["choices"]:
-                raise InputError(
-                    "No such choice.", where=spec.name, got=value, expected=" or ".join(map(str, rule["choices"]))
-                )
+                raise InputError("No such choice.", where=spec.name, got=value, expected=" or ".join(map(str, rule["choices"])))
 
     @staticmethod
     def _check_number(name: str, value: Any, low: float | None, high: float | None, integer: bool) -> None:
@@ -95,7 +93,5 @@ def signature(inputs: type[Inputs], positional: str) -> inspect.Signature:
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for name in [*order, *(n for n in specs if n not in order)]:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name in order else inspect.Parameter.KEYWORD_ONLY
-        parameters.append(
-            inspect.Parameter(name, kind, default=default_of(specs[name]), annotation=specs[name].type)
-        )
+        parameters.append(inspect.Parameter(name, kind, default=default_of(specs[name]), annotation=specs[name].type))
     return inspect.Signature(parameters)

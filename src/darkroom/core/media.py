@@ -89,9 +89,7 @@ def mask_to_tensor(
     """
     both = isinstance(image, Tensor) and isinstance(mask, Tensor)
     if both and image.ndim >= 3 and image.shape[-3] == 3 and image.shape[-2:] != mask.shape[-2:]:
-        raise InputError(
-            "Mask and picture differ in size.", where=where, got=_describe(mask), expected=_describe(image)
-        )
+        raise InputError("Mask and picture differ in size.", where=where, got=_describe(mask), expected=_describe(image))
     config = _ProcessorConfig(vae_scale_factor=factor, do_convert_grayscale=True)
     x = _read(mask, where, config, height, width, resize_mode, crop)
     _expect_channels(x, 1, mask, where)
@@ -143,9 +141,7 @@ def crop_region(mask: Image.Image, width: int, height: int, pad: int = 0) -> Box
     return x1, y1, x2, y2
 
 
-def overlay(
-    mask: Image.Image, original: Image.Image, image: Image.Image, box: Box | None = None, resample: str = "lanczos"
-) -> Image.Image:
+def overlay(mask: Image.Image, original: Image.Image, image: Image.Image, box: Box | None = None, resample: str = "lanczos") -> Image.Image:
     """`image` where `mask` is white, `original` where it is black, as RGB; with `box`, `image` is that part of the original."""
     if mask.size != original.size:
         raise InputError("Mask and picture differ in size.", where="mask_image", got=mask.size, expected=original.size)
@@ -163,12 +159,7 @@ def overlay(
 
 
 def resize_image(
-    image: Image.Image,
-    height: int,
-    width: int,
-    mode: str = "default",
-    resample: str = "lanczos",
-    gap: float | None = None,
+    image: Image.Image, height: int, width: int, mode: str = "default", resample: str = "lanczos", gap: float | None = None
 ) -> Image.Image:
     """A PIL image at another size; see `image_to_tensor` for the modes. "fill" and "crop" give RGB."""
     _expect_choice(mode, ("default", "fill", "crop"), "resize_mode")
@@ -224,9 +215,7 @@ class _ProcessorConfig(Config):
         super().__post_init__()
         _expect_choice(self.resample, RESAMPLE, "resample", ConfigError)
         if self.do_convert_rgb and self.do_convert_grayscale:
-            raise ConfigError(
-                "A picture is either RGB or gray.", where="do_convert_rgb", fix="Set only one of the two."
-            )
+            raise ConfigError("A picture is either RGB or gray.", where="do_convert_rgb", fix="Set only one of the two.")
 
 
 class VaeImageProcessor(Configurable):
@@ -238,12 +227,7 @@ class VaeImageProcessor(Configurable):
         self.config = self._configure(*args, **options)
 
     def preprocess(
-        self,
-        image: Any,
-        height: int | None = None,
-        width: int | None = None,
-        resize_mode: str = "default",
-        crops_coords: Box | None = None,
+        self, image: Any, height: int | None = None, width: int | None = None, resize_mode: str = "default", crops_coords: Box | None = None
     ) -> Tensor:
         """(B, C, H, W) float32: in [-1, 1] with `do_normalize`, of 0 and 1 with `do_binarize`. See `image_to_tensor`."""
         c = self.config
@@ -269,9 +253,7 @@ class VaeImageProcessor(Configurable):
         x = F.interpolate(x, (height, width))
         return self.pt_to_numpy(x) if isinstance(image, np.ndarray) else x
 
-    def apply_overlay(
-        self, mask: Image.Image, init_image: Image.Image, image: Image.Image, crop_coords: Box | None = None
-    ) -> Image.Image:
+    def apply_overlay(self, mask: Image.Image, init_image: Image.Image, image: Image.Image, crop_coords: Box | None = None) -> Image.Image:
         return overlay(mask, init_image, image, crop_coords, self.config.resample)
 
     @staticmethod
@@ -313,9 +295,7 @@ def _items(image: Any, where: str) -> list[Any]:
     return items
 
 
-def _read(
-    image: Any, where: str, c: _ProcessorConfig, height: int | None, width: int | None, mode: str, crop: Box | None
-) -> Tensor:
+def _read(image: Any, where: str, c: _ProcessorConfig, height: int | None, width: int | None, mode: str, crop: Box | None) -> Tensor:
     """(B, C, H, W) float32. PIL images, and bytes that are no mask, become [0, 1]; other values stay as they are."""
     items, gray = _items(image, where), c.do_convert_grayscale
     if isinstance(items[0], Image.Image):
@@ -349,9 +329,7 @@ def _rows(item: np.ndarray | Tensor, gray: bool, where: str) -> Tensor:
         x = x[None] if x.ndim == 3 else x
         x = x.permute(0, 3, 1, 2) if channels_last else x
     if not (gray or x.is_floating_point() or x.dtype == torch.uint8):
-        raise InputError(
-            "Whole numbers other than bytes.", where=where, got=_describe(item), expected="floats or uint8"
-        )
+        raise InputError("Whole numbers other than bytes.", where=where, got=_describe(item), expected="floats or uint8")
     return x.float() / 255 if x.dtype == torch.uint8 and not gray else x.float()
 
 
@@ -412,9 +390,7 @@ def _signed(x: Tensor, where: str) -> Tensor:
 
 def _only_pil(crop: Box | None, mode: str, image: Any, where: str) -> None:
     if crop or mode != "default":
-        raise InputError(
-            "Only PIL images are cropped or filled.", where=where, got=_describe(image), fix="Resize it first."
-        )
+        raise InputError("Only PIL images are cropped or filled.", where=where, got=_describe(image), fix="Resize it first.")
 
 
 def _expect_channels(x: Tensor, channels: int, given: Any, where: str) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from ..errors import InputError
 
-__all__ = ["randn"]
+__all__ = ["Generators", "randn"]
+
+Generators = Generator | Sequence[Generator] | None
 
 
 def randn(
     shape: Sequence[int],
-    generator: Generator | Sequence[Generator] | None = None,
+    generator: Generators = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     layout: torch.layout | None = None,
@@ -30,20 +33,15 @@ def randn(
     device = torch.device(device or "cpu")
     generators = [generator] if isinstance(generator, Generator) or generator is None else list(generator)
     if len(generators) not in (1, shape[0]):
-        raise InputError(
-            "One generator for each row is needed.", where="generator", got=len(generators), expected=f"1 or {shape[0]}"
-        )
+        what, expected = "One generator for each row is needed.", f"1 or {shape[0]}"
+        raise InputError(what, where="generator", got=len(generators), expected=expected)
     origin = device
     if generators[0] is not None and generators[0].device.type != device.type:
         origin = generators[0].device
         if origin.type != "cpu":
-            raise InputError(
-                "This generator cannot draw for that device.",
-                where="generator",
-                got=origin,
-                expected=f"cpu or {device}",
-            )
-    options = {"device": origin, "dtype": dtype, "layout": layout or torch.strided}
+            what, expected = "This generator cannot draw for that device.", f"cpu or {device}"
+            raise InputError(what, where="generator", got=origin, expected=expected)
+    draw = partial(torch.randn, device=origin, dtype=dtype, layout=layout or torch.strided)
     if len(generators) == 1:
-        return torch.randn(tuple(shape), generator=generators[0], **options).to(device)
-    return torch.cat([torch.randn((1, *shape[1:]), generator=g, **options) for g in generators]).to(device)
+        return draw(tuple(shape), generator=generators[0]).to(device)
+    return torch.cat([draw((1, *shape[1:]), generator=g) for g in generators]).to(device)

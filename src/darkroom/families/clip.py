@@ -48,9 +48,7 @@ def encode_text(
         return encoder(ids, attention_mask=mask)[0]
     states = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
     if not 0 <= clip_skip < len(states):
-        raise InputError(
-            "The encoder has fewer layers.", where="clip_skip", got=clip_skip, expected=f"0 to {len(states) - 1}"
-        )
+        raise InputError("The encoder has fewer layers.", where="clip_skip", got=clip_skip, expected=f"0 to {len(states) - 1}")
     inner = getattr(encoder, "text_model", encoder)
     return inner.final_layer_norm(states[-(clip_skip + 1)])
 

@@ -126,14 +126,10 @@ class StableDiffusion(Family):
             raise InputError("There is nothing to picture.", where="prompt", expected="prompt or prompt_embeds")
         pair = (inputs.prompt_embeds, inputs.negative_prompt_embeds)
         if None not in (shapes := [None if p is None else tuple(p.shape) for p in pair]) and shapes[0] != shapes[1]:
-            raise InputError(
-                "The embeddings differ in shape.", where="negative_prompt_embeds", got=shapes[1], expected=shapes[0]
-            )
+            raise InputError("The embeddings differ in shape.", where="negative_prompt_embeds", got=shapes[1], expected=shapes[0])
         width = getattr(self.unet.config, "cross_attention_dim", None)
         if shapes[0] is not None and (len(shapes[0]) != 3 or (isinstance(width, int) and shapes[0][2] != width)):
-            raise InputError(
-                "Embeddings of another shape.", where="prompt_embeds", got=shapes[0], expected=f"(B, tokens, {width})"
-            )
+            raise InputError("Embeddings of another shape.", where="prompt_embeds", got=shapes[0], expected=f"(B, tokens, {width})")
         negative = inputs.negative_prompt
         if negative is not None and not isinstance(negative, str):
             rows = self.count(inputs) // inputs.num_images_per_prompt

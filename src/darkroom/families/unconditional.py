@@ -61,9 +61,7 @@ class DDIMPipeline(Unconditional):
 
     task = Text2Image()
     inputs = DDIMInputs
-    arguments = {
-        "text2image": "batch_size generator eta num_inference_steps use_clipped_model_output output_type return_dict"
-    }
+    arguments = {"text2image": "batch_size generator eta num_inference_steps use_clipped_model_output output_type return_dict"}
 
     def __init__(self, unet: UNet2DModel, scheduler: Scheduler):
         from ..schedulers.ddim import DDIMScheduler

@@ -167,7 +167,7 @@ class AutoencoderKL(Model):
 
     Attributes:
         use_slicing: one image at a time.
-        use_tiling: images with an edge over `tile_sample_min_size` in tiles of that size, latents by `tile_latent_min_size`.
+        use_tiling: large images in tiles of `tile_sample_min_size` pixels, large latents in `tile_latent_min_size`.
         tile_overlap_factor: the part of a tile's edge that the next one overlaps.
     """
 

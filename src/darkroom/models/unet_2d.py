@@ -1,4 +1,4 @@
-"""The UNet of diffusion over pixels, conditioned on a timestep and perhaps a class (Ho et al. 2020; Song et al. 2021)."""
+"""The UNet of diffusion over pixels, with a timestep and perhaps a class (Ho et al. 2020; Song et al. 2021)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class UNet2DOutput(Output):
 class UNet2DConfig(Config):
     """The keys of the network's `config.json`.
 
-    `attention_head_dim` is the number of channels per head, None for one head. `downsample_type` and `upsample_type` ("conv" or "resnet") concern
-    self-attention blocks.
+    `attention_head_dim` is the number of channels per head, None for one head. `downsample_type` and `upsample_type`
+    ("conv" or "resnet") concern self-attention blocks.
     """
 
     sample_size: int | tuple[int, int] | None = None
@@ -65,7 +65,7 @@ class UNet2DConfig(Config):
 
 
 class UNet2DModel(UNet):
-    """A UNet over (B, C, H, W) samples that predicts noise, the clean sample or the score, as its checkpoint was trained.
+    """A UNet over (B, C, H, W) that predicts noise, the clean sample or the score, as its checkpoint was trained.
 
     Raises:
         ConfigError: an option that has no meaning, or whose length does not fit the number of blocks.
@@ -106,36 +106,25 @@ class UNet2DModel(UNet):
             self.class_embedding = nn.Embedding(c.num_class_embeds, temb_channels)
 
         levels = [
-            Level(
-                channels_in=widths[max(i - 1, 0)],
-                channels=widths[i],
+            Level.of(
+                c,
+                i,
                 temb_channels=temb_channels,
                 layers=c.layers_per_block,
-                resample=i < n - 1,
-                groups=c.norm_num_groups,
-                eps=c.norm_eps,
-                act_fn=c.act_fn,
-                dropout=c.dropout,
-                time_norm=c.resnet_time_scale_shift,
-                padding=c.downsample_padding,
-                sampler=c.downsample_type,
+                resample=c.downsample_type if i < n - 1 else None,
                 head_dim=c.attention_head_dim or widths[i],
             )
             for i in range(n)
         ]
         self.down_blocks = nn.ModuleList(map(down_block, c.down_block_types, levels))
-        groups = c.norm_num_groups or quarter(widths[-1])
-        if c.resnet_time_scale_shift != "default":
-            groups = None
-        middle = replace(
-            levels[-1], layers=1, out_scale=c.mid_block_scale_factor, attention_groups=c.attn_norm_num_groups or groups
-        )
-        attention = "self" if c.add_attention else ""
-        self.mid_block = MidBlock(attention, middle) if c.mid_block_type is not None else None
-        self.up_blocks = nn.ModuleList(
-            up_block(name, replace(level, sampler=c.upsample_type))
-            for name, level in zip(c.up_block_types, up_levels(levels), strict=True)
-        )
+        self.mid_block = None
+        if c.mid_block_type is not None:
+            plain = c.resnet_time_scale_shift == "default"
+            groups = c.attn_norm_num_groups or (c.norm_num_groups or quarter(widths[-1]) if plain else None)
+            scale = {"resnet_out_scale_factor": c.mid_block_scale_factor}
+            middle = replace(levels[-1], layers=1, attention_groups=groups, **scale)
+            self.mid_block = MidBlock("self" if c.add_attention else "", middle)
+        self.up_blocks = nn.ModuleList(map(up_block, c.up_block_types, up_levels(levels, c.upsample_type)))
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups or quarter(first), first, eps=c.norm_eps)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(first, c.out_channels, 3, padding=1)
@@ -165,11 +154,8 @@ class UNet2DModel(UNet):
         t = as_batch(timestep, x)
         temb = self.time_embedding(self.time_proj(t).to(self.dtype))
         if (class_labels is None) != (self.class_embedding is None):
-            raise InputError(
-                "This network is conditioned on a class." if class_labels is None else "This network knows no classes.",
-                where="class_labels",
-                got=None if class_labels is None else tuple(class_labels.shape),
-            )
+            wanted = "a tensor of classes" if class_labels is None else "None: the network knows no classes"
+            raise InputError("Classes do not fit.", where="class_labels", got=class_labels, expected=wanted)
         if self.class_embedding is not None and class_labels is not None:
             if self.config.class_embed_type == "timestep":
                 class_labels = self.time_proj(class_labels).to(self.dtype)

@@ -47,8 +47,9 @@ class UNet2DConditionOutput(Output):
 class UNet2DConditionConfig(Config):
     """The keys of the network's `config.json`.
 
-    `attention_head_dim` is the number of attention heads of transformer blocks, against its name, unless `num_attention_heads` is given: all
-    checkpoints are written so. In other attentions it is what it says. Options of one value per block may be one value for all.
+    `attention_head_dim` is the number of attention heads of transformer blocks, against its name, unless
+    `num_attention_heads` is given: all checkpoints are written so. In other attentions it is what it says.
+    Options of one value per block may be one value for all.
     """
 
     sample_size: int | tuple[int, int] | None = None
@@ -64,12 +65,7 @@ class UNet2DConditionConfig(Config):
         "DownBlock2D",
     )
     mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
-    up_block_types: tuple[str, ...] = (
-        "UpBlock2D",
-        "CrossAttnUpBlock2D",
-        "CrossAttnUpBlock2D",
-        "CrossAttnUpBlock2D",
-    )
+    up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
     only_cross_attention: bool | tuple[bool, ...] = False
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int | tuple[int, ...] = 2
@@ -112,7 +108,7 @@ class UNet2DConditionConfig(Config):
 
 
 class UNet2DConditionModel(UNet):
-    """A UNet over (B, C, H, W) samples that predicts noise, velocity or the clean sample, as its checkpoint was trained.
+    """A UNet over (B, C, H, W) that predicts noise, velocity or the clean sample, as its checkpoint was trained.
 
     Raises:
         ConfigError: an option that has no meaning, or whose length does not fit the number of blocks.
@@ -218,7 +214,7 @@ class UNet2DConditionModel(UNet):
     @staticmethod
     def _levels(c: UNet2DConditionConfig, temb_channels: int) -> list[Level]:
         """What the blocks on the way down are built from, one for each."""
-        widths, n = c.block_out_channels, len(c.block_out_channels)
+        n = len(c.block_out_channels)
         check_block_types(c, without="Skip")
         head_dims = per_block(c, "attention_head_dim", n)
         heads = per_block(c, "num_attention_heads", n) if c.num_attention_heads is not None else head_dims
@@ -227,35 +223,20 @@ class UNet2DConditionModel(UNet):
         if c.reverse_transformer_layers_per_block is not None:
             per_block(c, "reverse_transformer_layers_per_block", n)
         elif any(isinstance(depth, tuple) for depth in depths):
-            raise ConfigError(
-                "An asymmetric network says how deep its way up is.",
-                where="reverse_transformer_layers_per_block",
-                expected="one tuple of layers per block",
-            )
+            where = "reverse_transformer_layers_per_block"
+            raise ConfigError("The depth of the way up is missing.", where=where, expected="one tuple per block")
         return [
-            Level(
-                channels_in=widths[max(i - 1, 0)],
-                channels=widths[i],
+            Level.of(
+                c,
+                i,
                 temb_channels=temb_channels,
                 layers=layers[i],
-                resample=i < n - 1,
-                groups=c.norm_num_groups,
-                eps=c.norm_eps,
-                act_fn=c.act_fn,
-                dropout=c.dropout,
-                time_norm=c.resnet_time_scale_shift,
-                skip_time_act=c.resnet_skip_time_act,
-                out_scale=c.resnet_out_scale_factor,
-                padding=c.downsample_padding,
+                resample="conv" if i < n - 1 else None,
                 heads=heads[i],
-                head_dim=head_dims[i] or widths[i],
+                head_dim=head_dims[i] or c.block_out_channels[i],
                 depth=depths[i],
                 context_dim=context_dims[i],
                 only_cross=only_cross[i],
-                linear=c.use_linear_projection,
-                upcast=c.upcast_attention,
-                dual=c.dual_cross_attention,
-                context_norm=c.cross_attention_norm,
             )
             for i in range(n)
         ]
@@ -270,23 +251,18 @@ class UNet2DConditionModel(UNet):
         }
         if c.mid_block_type not in kinds:
             raise one_of("mid_block_type", c.mid_block_type, *kinds)
-        kind = kinds[c.mid_block_type]
-        if kind is None:
+        if (kind := kinds[c.mid_block_type]) is None:
             return None
         only_cross = c.mid_block_only_cross_attention
         if only_cross is None:
             only_cross = c.only_cross_attention is True
         simple = kind == "added_kv"
-        return MidBlock(
-            kind,
-            replace(
-                level,
-                layers=1 if kind else 0,
-                out_scale=c.mid_block_scale_factor,
-                skip_time_act=simple and c.resnet_skip_time_act,
-                only_cross=simple and only_cross,
-            ),
-        )
+        options = {
+            "resnet_out_scale_factor": c.mid_block_scale_factor,
+            "resnet_skip_time_act": simple and c.resnet_skip_time_act,
+            "only_cross": simple and only_cross,
+        }
+        return MidBlock(kind, replace(level, layers=1 if kind else 0, **options))
 
     def forward(
         self,
@@ -313,12 +289,13 @@ class UNet2DConditionModel(UNet):
             encoder_hidden_states: the context (B, M, cross_attention_dim).
             class_labels: (B,), or (B, C) for projected classes.
             timestep_cond: (B, time_cond_proj_dim), the embedded guidance scale of distilled networks.
-            attention_mask, encoder_attention_mask: 1 keeps and 0 discards a key of self- and cross-attention; (B, M) or (B, N, M).
+            attention_mask, encoder_attention_mask: 1 keeps and 0 discards a key of self- and cross-attention;
+                (B, M) or (B, N, M).
             cross_attention_kwargs: `scale` is accepted and belongs to adapters.
             added_cond_kwargs: `text_embeds`, `time_ids`, `image_embeds`, `hint`, as `addition_embed_type` needs them.
             down_block_additional_residuals: added to each skip connection (ControlNet, Zhang et al. 2023).
             mid_block_additional_residual: added after the middle.
-            down_intrablock_additional_residuals: added inside each block on the way down (T2I-Adapter, Mou et al. 2023).
+            down_intrablock_additional_residuals: added inside the blocks on the way down (T2I-Adapter, Mou et al. 2023).
             attend: the attention of this call, see `darkroom.core.attention`; the network's own if None.
         Returns:
             (B, out_channels, H, W).
@@ -339,12 +316,8 @@ class UNet2DConditionModel(UNet):
         context = self._context(encoder_hidden_states, added)
         context_mask = as_bias(encoder_attention_mask, x.dtype)
         if context_mask is not None and context is not None and context_mask.shape[-1] != context.shape[1]:
-            raise InputError(
-                "The mask does not fit the context.",
-                where="encoder_attention_mask",
-                got=tuple(encoder_attention_mask.shape),
-                expected=f"(B, {context.shape[1]})",
-            )
+            got, fits = context_mask.shape[-1], context.shape[1]
+            raise InputError("The mask does not fit.", where="encoder_attention_mask", got=got, expected=fits)
         mask = as_bias(attention_mask, x.dtype)
         cond = Conditions(temb, context, mask, context_mask, attend or self.attend)
 
@@ -360,12 +333,8 @@ class UNet2DConditionModel(UNet):
             skips += new
         if outside is not None:
             if len(outside) != len(skips):
-                raise InputError(
-                    "The residuals do not fit the skip connections.",
-                    where="down_block_additional_residuals",
-                    got=f"{len(outside)} tensors",
-                    expected=f"{len(skips)} tensors",
-                )
+                where = "down_block_additional_residuals"
+                raise InputError("Not one per skip connection.", where=where, got=len(outside), expected=len(skips))
             skips = [skip + more for skip, more in zip(skips, outside, strict=True)]
         if self.mid_block is not None:
             x = self._run(self.mid_block, x, cond)
@@ -406,12 +375,7 @@ class UNet2DConditionModel(UNet):
         temb = self.time_embedding(self.time_proj(as_batch(timestep, x)).to(x.dtype), timestep_cond)
         if self.class_embedding is not None:
             if class_labels is None:
-                raise InputError(
-                    "This network is conditioned on a class.",
-                    where="class_labels",
-                    got=None,
-                    expected="a tensor, one row per sample",
-                )
+                raise InputError("This network needs a class.", where="class_labels", expected="one row per sample")
             if c.class_embed_type == "timestep":
                 class_labels = self.time_proj(class_labels).to(x.dtype)
             classes = self.class_embedding(class_labels).to(x.dtype)
@@ -426,11 +390,11 @@ class UNet2DConditionModel(UNet):
             vector, expected = torch.cat([pooled, sizes], -1).to(temb.dtype), self.add_embedding.linear_1.in_features
             if vector.shape[-1] != expected:
                 raise InputError(
-                    "Pooled text and sizes do not have the width that this network was trained with.",
+                    "Pooled text and sizes do not have the width of this network.",
                     where="added_cond_kwargs: text_embeds, time_ids",
                     got=f"{pooled.shape[-1]} + {sizes.shape[-1]}",
                     expected=f"{expected} in all",
-                    fix="The base model takes 6 numbers per sample as time_ids, its refiner 5.",
+                    fix="SDXL's base takes 6 numbers per sample as time_ids, its refiner 5.",
                 )
             temb = temb + self.add_embedding(vector)
         elif c.addition_embed_type in ("image", "image_hint"):
@@ -449,13 +413,7 @@ class UNet2DConditionModel(UNet):
 
     def _added(self, added: Mapping[str, Tensor], name: str) -> Tensor:
         if added.get(name) is None:
-            kind = self.config.addition_embed_type or self.encoder_hid_dim_type
-            raise InputError(
-                "A condition is missing.",
-                where="added_cond_kwargs",
-                got=", ".join(added) or None,
-                expected=f"{name!r}, which {kind!r} networks need",
-            )
+            raise InputError("A condition is missing.", where="added_cond_kwargs", got=list(added), expected=name)
         return added[name]
 
 

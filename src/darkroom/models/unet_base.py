@@ -27,7 +27,7 @@ class UNet(Model):
         return rename_attention(name)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Forget what blocks computed and compute it again for gradients: less memory for more time (Chen et al. 2016)."""
+        """Compute what is inside blocks again for gradients, not keep it: less memory, more time (Chen et al. 2016)."""
         self.gradient_checkpointing = True
 
     def disable_gradient_checkpointing(self) -> None:
@@ -40,19 +40,14 @@ class UNet(Model):
 
     def _check(self, sample: Tensor, channels: int) -> None:
         if sample.ndim != 4 or sample.shape[1] != channels:
-            raise InputError(
-                "The sample does not fit this network.",
-                where="sample",
-                got=tuple(sample.shape),
-                expected=f"(B, {channels}, H, W)",
-            )
+            shape, fits = tuple(sample.shape), f"(B, {channels}, H, W)"
+            raise InputError("The sample does not fit this network.", where="sample", got=shape, expected=fits)
 
 
 def one_of(field: str, value: object, *allowed: object) -> ConfigError:
     """The error for an option with a value that has no meaning."""
-    return ConfigError(
-        "This option has no such value.", where=field, got=value, expected=", ".join(str(a) for a in allowed)
-    )
+    known = ", ".join(map(str, allowed))
+    return ConfigError("This option has no such value.", where=field, got=value, expected=known)
 
 
 def per_block(config: Config, field: str, count: int) -> tuple:
@@ -61,17 +56,13 @@ def per_block(config: Config, field: str, count: int) -> tuple:
     if not isinstance(value, tuple):
         return (value,) * count
     if len(value) != count:
-        raise ConfigError(
-            "This option has one value per block.",
-            where=field,
-            got=f"{len(value)} values",
-            expected=f"{count} values, as block_out_channels has",
-        )
+        fits = f"{count}, as block_out_channels"
+        raise ConfigError("This option has one value per block.", where=field, got=len(value), expected=fits)
     return value
 
 
 def check_block_types(config: Config, without: str) -> None:
-    """As many blocks down and up as there are widths, and none whose name contains `without`: the network could not call them."""
+    """As many blocks down and up as there are widths, none named with `without`: the network could not call them."""
     for field in ("down_block_types", "up_block_types"):
         wrong = [name for name in per_block(config, field, len(config.block_out_channels)) if without in name]
         if wrong:

@@ -21,10 +21,15 @@ from ..config import Config, Configurable
 from ..errors import ConfigError, InputError
 from ..outputs import Output
 from . import tables
-from .parameterization import PRESERVING, Parameterization, limiter
+from .parameterization import PRESERVING, Parameterization, threshold
 from .spacing import spaced
 
-__all__ = ["BetaConfig", "BetaSchedule", "KarrasScheduler", "Scheduler", "SchedulerOutput", "Spacing", "Stepped"]
+__all__ = [
+    "BetaConfig", "BetaSchedule", "Device", "KarrasScheduler", "Scheduler", "SchedulerOutput", "Spacing", "Stepped", "Timestep",
+]  # fmt: skip
+
+Device = torch.device | str | None
+Timestep = Tensor | float
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
 Spacing = Literal["linspace", "leading", "trailing"]
@@ -88,6 +93,8 @@ class Scheduler(Configurable):
     interchangeable: ClassVar[Sequence[str]] = ()
     init_noise_sigma: float | Tensor = 1.0
     num_inference_steps: int | None = None
+    step_index: int | None
+    begin_index: int | None
 
     def __init__(self, *args: Any, **options: Any):
         """Options are the fields of `Config`, positional or by name. Raises ConfigError for a value that has no meaning."""
@@ -169,7 +176,7 @@ class Scheduler(Configurable):
     def timesteps(self, value: Tensor) -> None:
         self._timesteps, self._numbers = value, value.tolist()
 
-    def number(self, timestep: Tensor | float) -> int | float:
+    def number(self, timestep: Timestep) -> Any:
         """A timestep as a Python number. An item of `timesteps` is known by its place in memory, so that no device is waited for."""
         if not isinstance(timestep, Tensor):
             return timestep
@@ -185,15 +192,14 @@ class Scheduler(Configurable):
 
     def _restart(self) -> None:
         """Forget the run. Subclasses add their solver's history."""
-        self.step_index: int | None = None
-        self.begin_index: int | None = None
+        self.step_index = self.begin_index = None
 
-    def _install(self, timesteps: np.ndarray, device: torch.device | str | None) -> None:
+    def _install(self, timesteps: np.ndarray, device: Device) -> None:
         """Make this the schedule of a new run."""
         self.timesteps = torch.from_numpy(timesteps).to(device)
         self._restart()
 
-    def index_for_timestep(self, timestep: Tensor | float, schedule_timesteps: Tensor | None = None) -> int:
+    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
         """The position of a timestep; where it occurs twice the second, so that a run from the middle skips no noise level.
 
         Raises InputError if it is not in the schedule.
@@ -215,7 +221,7 @@ class Scheduler(Configurable):
             fix="Pass items of timesteps, not their positions.",
         )
 
-    def _position(self, timestep: Tensor | float) -> int:
+    def _position(self, timestep: Timestep) -> int:
         """The position of the step to take: looked up at a run's first step, then counted."""
         if self.step_index is None:
             self.step_index = self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
@@ -232,15 +238,18 @@ class Scheduler(Configurable):
             raise self._error("A run cannot have this number of steps.", where, num_inference_steps, f"1 to {table}")
         return int(num_inference_steps)
 
-    def _only_one(self, **given: Any) -> str:
-        """The name of the one argument that is not None. Raises InputError if there are none or several, or for an empty list."""
-        names = [name for name, value in given.items() if value is not None]
-        if len(names) != 1:
-            got, expected = ", ".join(names) or "none", " or ".join(given)
+    def _count(self, num_inference_steps: int | None, **schedules: Sequence[float] | None) -> int:
+        """The number of steps, given itself or as the length of one of the schedules. Raises InputError unless one is given."""
+        given = {name: values for name, values in schedules.items() if values is not None}
+        if len(given) + (num_inference_steps is not None) != 1:
+            got = ", ".join([*given, *["num_inference_steps"] * (num_inference_steps is not None)]) or "none"
+            expected = " or ".join(["num_inference_steps", *schedules])
             raise self._error("Exactly one of these arguments is needed.", "set_timesteps", got, expected)
-        if names[0] != "num_inference_steps" and len(given[names[0]]) == 0:
-            raise self._error("An empty schedule.", f"set_timesteps, {names[0]}", "no values")
-        return names[0]
+        for name, values in given.items():
+            if len(values) == 0:
+                raise self._error("An empty schedule.", f"set_timesteps, {name}", "no values")
+            return len(values)
+        return self._steps(num_inference_steps)
 
     def _needs_run(self) -> None:
         if self.num_inference_steps is None:
@@ -251,7 +260,7 @@ class Scheduler(Configurable):
         out = SchedulerOutput(prev_sample, x0)
         return out if return_dict else out.to_tuple()
 
-    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
         """The sample as the network expects it; the same here."""
         return sample
 
@@ -275,7 +284,6 @@ class KarrasScheduler(Scheduler):
     Attributes:
         betas, alphas, alphas_cumprod: (num_train_timesteps,) float32 on the CPU.
         final_alpha_cumprod: alpha bar of the data itself, where the last step ends.
-        limit: what is done to a predicted x0: dynamic thresholding, clipping or nothing.
     """
 
     interchangeable = INTERCHANGEABLE
@@ -284,17 +292,14 @@ class KarrasScheduler(Scheduler):
         if isinstance(config.trained_betas, (np.ndarray, Tensor)):
             config = config.replace(trained_betas=config.trained_betas.tolist())
         super()._assemble(config)
-        betas = tables.betas(
-            config.beta_schedule, config.beta_start, config.beta_end, config.num_train_timesteps, config.trained_betas
-        )
+        steps, start, end, kind, trained = (config[name] for name in BetaConfig.names())
+        betas = tables.betas(kind, start, end, steps, trained)
         if self._option("rescale_betas_zero_snr"):
             betas = tables.zero_terminal_snr(betas)
         self.betas, self.alphas = betas, 1.0 - betas
         self.alphas_cumprod = self.alphas.cumprod(0)
-        self.final_alpha_cumprod = (
-            torch.tensor(1.0) if self._option("set_alpha_to_one", True) else self.alphas_cumprod[0]
-        )
-        self.limit = limiter(config)
+        to_one = self._option("set_alpha_to_one", True)
+        self.final_alpha_cumprod = torch.tensor(1.0) if to_one else self.alphas_cumprod[0]
         self.timesteps = torch.arange(config.num_train_timesteps - 1, -1, -1)
 
     def _option(self, name: str, default: Any = False) -> Any:
@@ -310,6 +315,13 @@ class KarrasScheduler(Scheduler):
         config = self.config
         chosen = spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
         return chosen.round().astype(np.int64)
+
+    def limit(self, x0: Tensor) -> Tensor:
+        """What the configuration does to a predicted x0: dynamic thresholding, clipping or nothing."""
+        if self._option("thresholding"):
+            return threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        bound = self._option("clip_sample") and self.config.clip_sample_range
+        return x0.clamp(-bound, bound) if bound else x0
 
     def alpha_bar(self, t: int) -> Tensor:
         """Alpha bar at an integer timestep, `final_alpha_cumprod` below 0: ()."""

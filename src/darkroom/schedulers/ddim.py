@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ..core.random import randn
-from .base import BetaConfig, KarrasScheduler, Spacing, Stepped
+from ..core.random import Generators, randn
+from .base import BetaConfig, Device, KarrasScheduler, Spacing, Stepped, Timestep
 from .parameterization import PRESERVING, Prediction
 
 __all__ = ["DDIMScheduler"]
@@ -33,7 +32,7 @@ class DDIMScheduler(KarrasScheduler):
 
     Config = DDIMConfig
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` steps."""
         self.num_inference_steps = self._steps(num_inference_steps)
         self._install(self._spaced(self.num_inference_steps), device)
@@ -41,11 +40,11 @@ class DDIMScheduler(KarrasScheduler):
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor | int,
+        timestep: Timestep,
         sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
-        generator: Generator | list[Generator] | None = None,
+        generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> Stepped:

@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ..core.random import randn
-from .base import BetaConfig, KarrasScheduler, Spacing, Stepped
+from ..core.random import Generators, randn
+from .base import BetaConfig, Device, KarrasScheduler, Spacing, Stepped, Timestep
 from .parameterization import Prediction
 
 __all__ = ["DDPMScheduler"]
@@ -38,22 +38,20 @@ class DDPMScheduler(KarrasScheduler):
     Config = DDPMConfig
 
     def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: list[int] | None = None,
+        self, num_inference_steps: int | None = None, device: Device = None, timesteps: list[int] | None = None
     ) -> None:
         """Lay out a run of `num_inference_steps`, or at the given `timesteps`, which descend inside the table."""
-        if self._only_one(num_inference_steps=num_inference_steps, timesteps=timesteps) == "num_inference_steps":
-            self.num_inference_steps = self._steps(num_inference_steps)
-            return self._install(self._spaced(self.num_inference_steps), device)
+        steps = self._count(num_inference_steps, timesteps=timesteps)
+        if timesteps is None:
+            self.num_inference_steps = steps
+            return self._install(self._spaced(steps), device)
         chosen, table = np.array(timesteps, dtype=np.int64), self.config.num_train_timesteps
         if chosen[0] >= table or chosen[-1] < 0 or (np.diff(chosen) >= 0).any():
             what, expected = "Timesteps that cannot be followed.", f"descending, from at most {table - 1} to at least 0"
             raise self._error(what, "set_timesteps, timesteps", chosen.tolist(), expected)
         return self._install(chosen, device)
 
-    def previous_timestep(self, timestep: Tensor | int) -> int:
+    def previous_timestep(self, timestep: Timestep) -> int:
         """The timestep that follows in the run; -1 after the last."""
         t = self.number(timestep)
         index = self._numbers.index(t) if t in self._numbers else self._absent(t)
@@ -61,20 +59,21 @@ class DDPMScheduler(KarrasScheduler):
 
     def _deviation(self, bar: Tensor, bar_prev: Tensor, learned: Tensor | None) -> Tensor:
         """Standard deviation of the step's noise; a learned log variance lies between the fixed ones (Nichol & Dhariwal, eq. 15)."""
-        kind, beta = self.config.variance_type, 1 - bar / bar_prev
+        beta = 1 - bar / bar_prev
         posterior = ((1 - bar_prev) / (1 - bar) * beta).clamp(min=1e-20)
-        if kind == "learned_range":
-            share = (learned + 1) / 2
-            return torch.exp(0.5 * (share * beta.log() + (1 - share) * posterior.log()))
-        variance = learned if kind == "learned" else posterior if kind.startswith("fixed_small") else beta
-        return variance**0.5
+        if learned is None:
+            return (posterior if self.config.variance_type.startswith("fixed_small") else beta) ** 0.5
+        if self.config.variance_type == "learned":
+            return learned**0.5
+        share = (learned + 1) / 2
+        return torch.exp(0.5 * (share * beta.log() + (1 - share) * posterior.log()))
 
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor | int,
+        timestep: Timestep,
         sample: Tensor,
-        generator: Generator | list[Generator] | None = None,
+        generator: Generators = None,
         return_dict: bool = True,
     ) -> Stepped:
         """Draw x at the next timestep from the posterior given the predicted x0 (Ho et al. 2020, eq. 6 and 7).

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ..core.random import randn
-from .base import BetaConfig, Spacing, Stepped
+from ..core.random import Generators, randn
+from .base import BetaConfig, Device, Spacing, Stepped, Timestep
 from .parameterization import PRESERVING, flow_split, split
 from .sigma import SigmaScheduler
 from .spacing import sigma_to_t, spaced, trailing
 
 __all__ = ["DPMSolverMultistepScheduler"]
 
-logger = logging.getLogger("darkroom")
-FOREIGN = {
-    "deis": "dpmsolver++",
-    "logrho": "midpoint",
-    "bh1": "midpoint",
-    "bh2": "midpoint",
-}  # other solvers' names in shared files
+# names of other solvers, found in files that several schedulers share
+FOREIGN = {"deis": "dpmsolver++", "logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,8 +72,6 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         self.split = flow_split if config.use_flow_sigmas else split
         self.alpha_t, self.sigma_t = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
         self.lambda_t = self.alpha_t.log() - self.sigma_t.log()
-        self.sigmas = torch.from_numpy(self.sigma_table)
-        self.timesteps = self.timesteps.float()
 
     def _restart(self) -> None:
         super()._restart()
@@ -91,7 +83,7 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
+        device: Device = None,
         mu: float | None = None,
         timesteps: list[int] | None = None,
     ) -> None:
@@ -100,19 +92,15 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         if mu is not None and not config.use_dynamic_shifting:
             what, fix = "A shift for a scheduler that has none.", "Set use_dynamic_shifting=True."
             raise self._error(what, "set_timesteps, mu", mu, fix=fix)
-        if self._only_one(num_inference_steps=num_inference_steps, timesteps=timesteps) == "timesteps":
+        steps = self._count(num_inference_steps, timesteps=timesteps)
+        if timesteps is None:
+            chosen, sigmas = self._space(steps, config.flow_shift if mu is None else float(np.exp(mu)))
+        else:
             self._free_timesteps("use_lu_lambdas", "use_flow_sigmas")
             chosen = np.asarray(timesteps).astype(np.int64)
-            sigmas = self._interpolate(chosen)
-        else:
-            shift = config.flow_shift if mu is None else float(np.exp(mu))
-            chosen, sigmas = self._space(self._steps(num_inference_steps), shift)
-        end = self.sigma_table[0] if config.final_sigmas_type == "sigma_min" else 0
-        self._lay_out(chosen.astype(np.int64), np.append(sigmas, end), device)
+            sigmas = self._sigmas_at(chosen)
+        self._lay_out(chosen.astype(np.int64), sigmas, device)
         self.num_inference_steps = len(chosen)
-
-    def _interpolate(self, timesteps: np.ndarray) -> np.ndarray:
-        return np.interp(timesteps, np.arange(len(self.sigma_table)), self.sigma_table)
 
     def _space(self, n: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
         """Timesteps and sigmas of a run of n steps, without the end."""
@@ -132,7 +120,7 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
             timesteps = trailing(last, table / n)
         else:
             timesteps = spaced(config.timestep_spacing, n + 1, last, config.steps_offset)[:-1].round()
-        return timesteps, self._interpolate(timesteps)
+        return timesteps, self._sigmas_at(timesteps)
 
     def convert_model_output(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """What the solver integrates: x0 for the ++ algorithms, eps for the others."""
@@ -152,18 +140,17 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         """The order of the step at this position: what the history allows, and less at the end, where high orders are unstable."""
         config, left, short = self.config, len(self._numbers) - index, len(self._numbers) < 15
         order = min(config.solver_order, len(self.model_outputs))
-        if left == 1 and (
-            config.euler_at_final or config.final_sigmas_type == "zero" or (config.lower_order_final and short)
-        ):
+        early = config.lower_order_final and short
+        if left == 1 and (early or config.euler_at_final or config.final_sigmas_type == "zero"):
             return 1
-        return min(order, 2) if left == 2 and config.lower_order_final and short else order
+        return min(order, 2) if left == 2 and early else order
 
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor | int,
+        timestep: Timestep,
         sample: Tensor,
-        generator: Generator | list[Generator] | None = None,
+        generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> Stepped:
@@ -179,10 +166,11 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         output = self.convert_model_output(model_output, sample)
         self.model_outputs = (*self.model_outputs, output)[-self.config.solver_order :]
         noise = None
-        if self.config.algorithm_type.startswith("sde") and variance_noise is None:
-            noise = randn(output.shape, generator, output.device, torch.float32)
-        elif self.config.algorithm_type.startswith("sde"):
-            noise = variance_noise.to(output.device, torch.float32)
+        if self.config.algorithm_type.startswith("sde"):
+            noise = variance_noise
+            if noise is None:
+                noise = randn(output.shape, generator, output.device, torch.float32)
+            noise = noise.to(output.device, torch.float32)
         prev = self._update(index, self._order(index), sample.float(), noise)
         self.step_index = index + 1
         return self._result(return_dict, prev.to(output.dtype))
@@ -209,16 +197,16 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         m = self.model_outputs[::-1]
         prev = scale * x - (gain * phi) * m[0]
         if order == 2:
-            slope = (m[0] - m[1]) / ((logs[0] - logs[1]) / h)
+            slope = 1 / ((logs[0] - logs[1]) / h) * (m[0] - m[1])
             weight = phi / 2 if self.config.solver_type == "midpoint" else phi / g - 1
             prev = prev - (gain * weight) * slope
         elif order == 3:
             r0, r1 = (logs[0] - logs[1]) / h, (logs[1] - logs[2]) / h
-            d0, d1 = (m[0] - m[1]) / r0, (m[1] - m[2]) / r1
-            curve = (d0 - d1) / (r0 + r1)
+            d0, d1 = 1 / r0 * (m[0] - m[1]), 1 / r1 * (m[1] - m[2])
+            slope, curve = d0 + r0 / (r0 + r1) * (d0 - d1), 1 / (r0 + r1) * (d0 - d1)
             # the SDE form of ++ has +1/2 where the expansion has -1/2; kept, since results are compared with the reference's
             half = 0.5 if data and stochastic else -0.5
-            prev = prev - (gain * (phi / g - 1)) * (d0 + r0 * curve) - (gain * ((phi - g) / g**2 + half)) * curve
+            prev = prev - (gain * (phi / g - 1)) * slope - (gain * ((phi - g) / g**2 + half)) * curve
         if noise is None:
             return prev
         return prev + sigma * torch.sqrt(1 - torch.exp(-2 * h) if data else torch.exp(2 * h) - 1) * noise

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ..core.random import randn
-from .base import BetaConfig, Spacing, Stepped
+from ..core.random import Generators, randn
+from .base import BetaConfig, Spacing, Stepped, Timestep
 from .parameterization import Prediction
 from .sigma import ExplodingScheduler
 
@@ -30,9 +30,9 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor | float,
+        timestep: Timestep,
         sample: Tensor,
-        generator: Generator | list[Generator] | None = None,
+        generator: Generators = None,
         return_dict: bool = True,
     ) -> Stepped:
         """x at the next sigma, in float32 inside. `model_output` and `sample` are (B, C, ...), `timestep` an item of `timesteps`."""

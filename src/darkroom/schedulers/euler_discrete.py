@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ..core.random import randn
-from .base import BetaConfig, Spacing, Stepped
+from ..core.random import Generators, randn
+from .base import BetaConfig, Device, Spacing, Stepped, Timestep
 from .sigma import ExplodingScheduler
 from .spacing import exponential, sigma_to_t
 
@@ -38,8 +37,8 @@ class EulerDiscreteScheduler(ExplodingScheduler):
 
     Config = EulerDiscreteConfig
 
-    def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: torch.device | str | None) -> None:
-        super()._lay_out(timesteps, sigmas, device)
+    def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: Device, end: float | None = None) -> None:
+        super()._lay_out(timesteps, sigmas, device, end)
         if self._log_sigma_time:
             self.timesteps = (0.25 * self.sigmas[: len(timesteps)].log()).to(device)
 
@@ -56,33 +55,31 @@ class EulerDiscreteScheduler(ExplodingScheduler):
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
+        device: Device = None,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
     ) -> None:
         """Lay out a run: of `num_inference_steps`, at `timesteps`, or through `sigmas` (one more than steps, the last is the end)."""
-        way = self._only_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
-        if way == "sigmas":
+        self.num_inference_steps = steps = self._count(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        if sigmas is not None:
+            self.num_inference_steps = steps - 1
             levels = np.asarray(sigmas, dtype=np.float32)
-            self.num_inference_steps = len(levels) - 1
-            return self._lay_out(sigma_to_t(levels[:-1], self.sigma_table).astype(np.float32), levels, device)
-        if way == "timesteps":
-            self._free_timesteps(*(("timestep_type",) if self._log_sigma_time else ()))
-        self.num_inference_steps = len(timesteps) if way == "timesteps" else self._steps(num_inference_steps)
-        chosen, levels = self._space(self.num_inference_steps, timesteps)
-        end = self.sigma_table[0] if self.config.final_sigmas_type == "sigma_min" else 0
-        return self._lay_out(chosen, np.append(levels, end), device)
+            chosen = sigma_to_t(levels[:-1], self.sigma_table).astype(np.float32)
+            return self._lay_out(chosen, levels[:-1], device, end=levels[-1])
+        if timesteps is not None:
+            self._free_timesteps(*["timestep_type"] * self._log_sigma_time)
+        return self._lay_out(*self._space(steps, timesteps), device)
 
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor | float,
+        timestep: Timestep,
         sample: Tensor,
         s_churn: float = 0.0,
         s_tmin: float = 0.0,
         s_tmax: float = float("inf"),
         s_noise: float = 1.0,
-        generator: Generator | list[Generator] | None = None,
+        generator: Generators = None,
         return_dict: bool = True,
     ) -> Stepped:
         """x at the next sigma, in float32 inside.

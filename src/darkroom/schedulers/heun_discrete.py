@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from .base import BetaConfig, Spacing, Stepped
+from .base import BetaConfig, Device, Spacing, Stepped, Timestep
 from .parameterization import Prediction
 from .sigma import ExplodingScheduler
 from .spacing import spaced
@@ -51,24 +51,22 @@ class HeunDiscreteScheduler(ExplodingScheduler):
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
+        device: Device = None,
         num_train_timesteps: int | None = None,
         timesteps: list[int] | None = None,
     ) -> None:
         """Lay out a run of `num_inference_steps` steps over a table of `num_train_timesteps`, or at `timesteps`."""
-        if self._only_one(num_inference_steps=num_inference_steps, timesteps=timesteps) == "timesteps":
+        self.num_inference_steps = steps = self._count(num_inference_steps, timesteps=timesteps)
+        at: Sequence[float] | np.ndarray | None = timesteps
+        if timesteps is not None:
             self._free_timesteps()
-            steps = len(timesteps)
-        else:
-            steps = self._steps(num_inference_steps)
-            if num_train_timesteps:
-                timesteps = spaced(self.config.timestep_spacing, steps, num_train_timesteps, self.config.steps_offset)
-        self.num_inference_steps = steps
-        chosen, sigmas = self._space(steps, timesteps)
+        elif num_train_timesteps:
+            at = spaced(self.config.timestep_spacing, steps, num_train_timesteps, self.config.steps_offset)
+        chosen, sigmas = self._space(steps, at)
         twice = np.repeat(np.arange(steps), 2)[1:]
-        self._lay_out(chosen[twice], np.append(sigmas[twice], [0]), device)
+        self._lay_out(chosen[twice], sigmas[twice], device)
 
-    def step(self, model_output: Tensor, timestep: Tensor | float, sample: Tensor, return_dict: bool = True) -> Stepped:
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Stepped:
         """x after an Euler step, or after its correction. `model_output` and `sample` are (B, C, ...), `timestep` an item of `timesteps`."""
         index = self._position(timestep)
         sigma = self.sigmas[index]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from .base import BetaConfig, Spacing, Stepped
+from .base import BetaConfig, Spacing, Stepped, Timestep
 from .parameterization import Prediction
 from .sigma import ExplodingScheduler
 
@@ -51,12 +51,7 @@ class LMSDiscreteScheduler(ExplodingScheduler):
         return float(half * (weights * basis).sum())
 
     def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | float,
-        sample: Tensor,
-        order: int = 4,
-        return_dict: bool = True,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True
     ) -> Stepped:
         """x at the next sigma from at most `order` slopes. `model_output` and `sample` are (B, C, ...), `timestep` an item of `timesteps`."""
         index = self._position(timestep)

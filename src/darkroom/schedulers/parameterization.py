@@ -8,26 +8,12 @@ Variance-exploding: alpha = 1, so x is the former divided by its alpha, and sigm
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..config import Config
-
-__all__ = [
-    "EXPLODING",
-    "PRESERVING",
-    "Parameterization",
-    "Prediction",
-    "clip",
-    "flow_split",
-    "keep",
-    "limiter",
-    "split",
-    "threshold",
-]
+__all__ = ["EXPLODING", "PRESERVING", "Parameterization", "Prediction", "flow_split", "split", "threshold"]
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 
@@ -70,27 +56,8 @@ def flow_split(sigma: Tensor) -> tuple[Tensor, Tensor]:
     return 1 - sigma, sigma
 
 
-def keep(x0: Tensor) -> Tensor:
-    return x0
-
-
-def clip(x0: Tensor, bound: float) -> Tensor:
-    return x0.clamp(-bound, bound)
-
-
 def threshold(x0: Tensor, ratio: float, ceiling: float) -> Tensor:
     """Dynamic thresholding: clip each row at its quantile of |x0|, then scale it back to [-1, 1] (Saharia et al. 2022, sec. 2.3)."""
-    wide = x0 if x0.dtype in (torch.float32, torch.float64) else x0.float()
-    rows = wide.flatten(1)
+    rows = (x0 if x0.dtype in (torch.float32, torch.float64) else x0.float()).flatten(1)
     bound = rows.abs().quantile(ratio, dim=1, keepdim=True).clamp(1, ceiling)
     return (rows.clamp(-bound, bound) / bound).reshape(x0.shape).to(x0.dtype)
-
-
-def limiter(config: Config) -> Callable[[Tensor], Tensor]:
-    """What a configuration does to a predicted x0: dynamic thresholding, clipping or nothing."""
-    own = config.names()  # keys kept aside for another class do not count
-    if "thresholding" in own and config["thresholding"]:
-        return partial(threshold, ratio=config["dynamic_thresholding_ratio"], ceiling=config["sample_max_value"])
-    if "clip_sample" in own and config["clip_sample"]:
-        return partial(clip, bound=config["clip_sample_range"])
-    return keep

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from .base import BetaConfig, KarrasScheduler, Spacing, Stepped
+from .base import BetaConfig, Device, KarrasScheduler, Spacing, Stepped, Timestep
 from .parameterization import Prediction
 
 __all__ = ["PNDMScheduler"]
 
-ADAMS_BASHFORTH = {
-    2: (3 / 2, -1 / 2),
-    3: (23 / 12, -16 / 12, 5 / 12),
-    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-}  # newest first
+# by order: the divisor, and the weights from the newest prediction on
+ADAMS_BASHFORTH = {2: (2, (3, -1)), 3: (12, (23, -16, 5)), 4: (24, (55, -59, 37, -9))}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,10 +42,10 @@ class PNDMScheduler(KarrasScheduler):
         super()._restart()
         self.ets: tuple[Tensor, ...] = ()
         self.counter = 0
-        self.cur_sample: Tensor | None = None
-        self.cur_model_output: Tensor | float = 0.0
+        self.cur_sample: Any = None
+        self.cur_model_output: Any = 0.0
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` steps, at least 4 of them if it starts with Runge-Kutta."""
         n, table = self._steps(num_inference_steps), self.config.num_train_timesteps
         base = self._spaced(n)
@@ -63,7 +60,7 @@ class PNDMScheduler(KarrasScheduler):
         self.num_inference_steps = n
         self._install(np.concatenate([self.prk_timesteps, plms]), device)
 
-    def step(self, model_output: Tensor, timestep: Tensor | int, sample: Tensor, return_dict: bool = True) -> Stepped:
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Stepped:
         """x at the next timestep, (B, C, ...), by the method that is due. Raises InputError before `set_timesteps`."""
         self._needs_run()
         method = self._runge_kutta if self.counter < len(self.prk_timesteps) else self._multistep
@@ -94,8 +91,9 @@ class PNDMScheduler(KarrasScheduler):
         if self.counter == 0:
             self.cur_sample = sample
             return self._transfer(sample, t, t_prev, out)
-        weights = ADAMS_BASHFORTH[len(self.ets)]
-        return self._transfer(sample, t, t_prev, sum(w * e for w, e in zip(weights, reversed(self.ets), strict=True)))
+        divisor, weights = ADAMS_BASHFORTH[len(self.ets)]
+        total: Any = sum(w * e for w, e in zip(weights, reversed(self.ets)))
+        return self._transfer(sample, t, t_prev, total / divisor)
 
     def _transfer(self, x: Tensor, t: int, t_prev: int, out: Tensor) -> Tensor:
         """x along its eps from one timestep to another (Liu et al. 2022, eq. 9, with a difference of roots turned into a sum)."""

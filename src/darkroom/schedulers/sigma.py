@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import tables
-from .base import KarrasScheduler
+from .base import Device, KarrasScheduler, Timestep
 from .parameterization import EXPLODING, split
 from .spacing import SIGMA_SCHEDULES, sigma_to_t, spaced
 
@@ -35,6 +35,11 @@ class SigmaScheduler(KarrasScheduler):
             self._refuse(" and ".join(f"use_{name}_sigmas" for name in chosen), True, "only one of them")
         self.sigma_schedule = chosen[0] if chosen else None
         self.sigma_table = tables.sigmas(self.alphas_cumprod).numpy()  # ascending, (num_train_timesteps,)
+        timesteps = np.arange(config.num_train_timesteps, dtype=np.float32)[::-1].copy()
+        self._lay_out(timesteps, self.sigma_table[::-1], None, end=0)
+
+    def _sigmas_at(self, timesteps: np.ndarray) -> np.ndarray:
+        return np.interp(timesteps, np.arange(len(self.sigma_table)), self.sigma_table)
 
     def _by_schedule(self, sigma_max: float, sigma_min: float, n: int) -> np.ndarray:
         """n sigmas by the chosen schedule. Ends that the configuration names win, also those kept for another class."""
@@ -42,9 +47,11 @@ class SigmaScheduler(KarrasScheduler):
         schedule = SIGMA_SCHEDULES[self.sigma_schedule]  # type: ignore[index]
         return schedule(float(sigma_max) if high is None else high, float(sigma_min) if low is None else low, n)
 
-    def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: torch.device | str | None) -> None:
+    def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: Device, end: float | None = None) -> None:
         """Make this the schedule of a new run. Sigmas stay on the CPU, where reading them waits for no device."""
-        self.sigmas = torch.from_numpy(np.asarray(sigmas, dtype=np.float32))
+        if end is None:
+            end = self.sigma_table[0] if self._option("final_sigmas_type") == "sigma_min" else 0
+        self.sigmas = torch.from_numpy(np.append(sigmas, end).astype(np.float32))
         self._install(timesteps, device)
 
     def _free_timesteps(self, *blocked: str) -> None:
@@ -52,9 +59,7 @@ class SigmaScheduler(KarrasScheduler):
         for name in (*(f"use_{schedule}_sigmas" for schedule in SIGMA_SCHEDULES), *blocked):
             if self._option(name):
                 what, where = "The configuration already chooses the timesteps.", "set_timesteps, timesteps"
-                raise self._error(
-                    what, where, f"timesteps, with {name}", fix=f"Pass num_inference_steps, or unset {name}."
-                )
+                raise self._error(what, where, f"timesteps, with {name}", fix="Pass num_inference_steps instead.")
 
     def _levels(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """Sigmas at timesteps () or (B,), or at the run's position where `set_begin_index` named one: (B, 1, ...)."""
@@ -71,11 +76,6 @@ class SigmaScheduler(KarrasScheduler):
 class ExplodingScheduler(SigmaScheduler):
     """The sample is x0 + sigma eps, and the network sees it divided by sqrt(sigma^2 + 1) (Karras et al. 2022, table 1, VP)."""
 
-    def _assemble(self, config: Any) -> None:
-        super()._assemble(config)
-        timesteps = np.arange(config.num_train_timesteps, dtype=np.float32)[::-1].copy()
-        self._lay_out(timesteps, np.append(self.sigma_table[::-1], 0), None)
-
     @property
     def init_noise_sigma(self) -> Tensor:  # type: ignore[override]
         top = self.sigmas.max()
@@ -87,8 +87,7 @@ class ExplodingScheduler(SigmaScheduler):
         if timesteps is None:
             timesteps = spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
         timesteps = np.asarray(timesteps, dtype=np.float32)
-        sigmas = np.interp(timesteps, np.arange(len(self.sigma_table)), self.sigma_table)
-        return self._reshape(timesteps, sigmas, steps)
+        return self._reshape(timesteps, self._sigmas_at(timesteps), steps)
 
     def _reshape(self, timesteps: np.ndarray, sigmas: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Between the same ends, the sigmas of the chosen schedule and their timesteps."""
@@ -97,13 +96,13 @@ class ExplodingScheduler(SigmaScheduler):
         sigmas = self._by_schedule(sigmas[0], sigmas[-1], steps)
         return sigma_to_t(sigmas, self.sigma_table).astype(np.float32), sigmas
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` steps."""
         self.num_inference_steps = self._steps(num_inference_steps)
         timesteps, sigmas = self._space(self.num_inference_steps)
-        self._lay_out(timesteps, np.append(sigmas, 0), device)
+        self._lay_out(timesteps, sigmas, device)
 
-    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
         """x / sqrt(sigma^2 + 1), of unit variance. The first call of a run finds its position by `timestep`."""
         sigma = self.sigmas[self._position(timestep)]  # type: ignore[arg-type]
         return sample / (sigma**2 + 1) ** 0.5
@@ -116,7 +115,7 @@ class ExplodingScheduler(SigmaScheduler):
         """x0 + sigma eps for x0 and noise (B, ...) at timesteps (B,) or (1,) of the schedule."""
         return original_samples + noise * self._levels(timesteps, original_samples)
 
-    def _refuse_integer(self, timestep: Tensor | float) -> None:
+    def _refuse_integer(self, timestep: Timestep) -> None:
         """A whole number here is nearly always a position taken for a timestep. Raises InputError."""
         if not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int):
             what, expected = "An integer is no timestep of this scheduler.", "an item of timesteps, which are floats"

@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from ..errors import MissingDependencyError
 
-__all__ = [
-    "SIGMA_SCHEDULES",
-    "beta",
-    "exponential",
-    "karras",
-    "leading",
-    "linspace",
-    "lu",
-    "sigma_to_t",
-    "spaced",
-    "trailing",
-]
-
-
-def linspace(n: int, table: int) -> np.ndarray:
-    """n timesteps from table - 1 down to 0, both included, not rounded."""
-    return np.linspace(0, table - 1, n)[::-1]
-
-
-def leading(n: int, table: int, offset: int = 0) -> np.ndarray:
-    """n timesteps, each the first of its equal part of the table; `offset` is added to all."""
-    return np.arange(n)[::-1] * (table // n) + offset
+__all__ = ["SIGMA_SCHEDULES", "beta", "exponential", "karras", "lu", "sigma_to_t", "spaced", "trailing"]
 
 
 def trailing(table: int, stride: float) -> np.ndarray:
@@ -39,10 +17,13 @@ def trailing(table: int, stride: float) -> np.ndarray:
 
 
 def spaced(spacing: str, n: int, table: int, offset: int = 0) -> np.ndarray:
-    """n descending timesteps in [0, table) by one of the three rules of Lin et al. 2023, table 2."""
+    """n descending timesteps of a table, by one of the three rules of Lin et al. 2023, table 2; "linspace" does not round.
+
+    "leading" takes the first timestep of each of n equal parts and adds `offset`, "trailing" takes the last.
+    """
     if spacing == "linspace":
-        return linspace(n, table)
-    return leading(n, table, offset) if spacing == "leading" else trailing(table, table / n)
+        return np.linspace(0, table - 1, n)[::-1]
+    return np.arange(n)[::-1] * (table // n) + offset if spacing == "leading" else trailing(table, table / n)
 
 
 def karras(sigma_max: float, sigma_min: float, n: int, rho: float = 7.0) -> np.ndarray:
@@ -67,20 +48,12 @@ def beta(sigma_max: float, sigma_min: float, n: int, a: float = 0.6, b: float = 
     try:
         from scipy.special import betaincinv
     except ImportError as error:
-        raise MissingDependencyError(
-            "Beta sigmas need scipy.",
-            where="use_beta_sigmas",
-            fix="pip install scipy, or choose Karras or exponential sigmas.",
-        ) from error
+        fix = "pip install scipy, or choose Karras or exponential sigmas."
+        raise MissingDependencyError("Beta sigmas need scipy.", where="use_beta_sigmas", fix=fix) from error
     return sigma_min + betaincinv(a, b, 1 - np.linspace(0, 1, n)) * (sigma_max - sigma_min)
 
 
-SIGMA_SCHEDULES: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "karras": karras,
-    "exponential": exponential,
-    "beta": beta,
-    "lu": lu,
-}
+SIGMA_SCHEDULES = {"karras": karras, "exponential": exponential, "beta": beta, "lu": lu}
 
 
 def sigma_to_t(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -20,9 +20,7 @@ __all__ = ["Image2Image"]
 @dataclass(kw_only=True)
 class Image2ImageInputs(SizeInputs):
     image: Any = field("The picture to start from: PIL, numpy (H, W, C) or tensor (C, H, W) in [0, 1], or a list.")
-    strength: float = field(
-        "Share of the noise that is added: 0 keeps the picture, 1 ignores it.", 0.8, minimum=0, maximum=1
-    )
+    strength: float = field("Share of the noise that is added: 0 keeps the picture, 1 ignores it.", 0.8, minimum=0, maximum=1)
 
 
 def from_strength(pipe: Any, run: Run, strength: float) -> Tensor:

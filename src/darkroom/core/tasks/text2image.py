@@ -51,9 +51,7 @@ def check_size(pipe: Any, inputs: Any) -> None:
 
 def check_generators(generator: Any, rows: int) -> None:
     if isinstance(generator, (list, tuple)) and len(generator) != rows:
-        raise InputError(
-            "One generator per picture is needed.", where="generator", got=f"{len(generator)} generators", expected=rows
-        )
+        raise InputError("One generator per picture is needed.", where="generator", got=f"{len(generator)} generators", expected=rows)
 
 
 def repeat_to(x: Tensor, rows: int, where: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Blocks of the latent upscaler: norms conditioned on the timestep, no feed-forward networks, one skip connection per block (k-diffusion)."""
+"""Blocks of the latent upscaler (k-diffusion): norms conditioned on the timestep, one skip connection per block."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class KResnetBlock(nn.Module):
     def __init__(self, level: Level, before: int, between: int, after: int):
         super().__init__()
         groups = groups_of_32(before), groups_of_32(level.channels)
-        self.norm1 = AdaGroupNorm(level.temb_channels, before, groups[0], level.eps)
+        self.norm1 = AdaGroupNorm(level.temb_channels, before, groups[0], level.norm_eps)
         self.conv1 = nn.Conv2d(before, between, 3, padding=1)
-        self.norm2 = AdaGroupNorm(level.temb_channels, between, groups[1], level.eps)
+        self.norm2 = AdaGroupNorm(level.temb_channels, between, groups[1], level.norm_eps)
         self.dropout = nn.Dropout(level.dropout)
         self.conv2 = nn.Conv2d(between, after, 3, padding=1)
         self.act = activation(level.act_fn)
@@ -94,8 +94,7 @@ class KDownBlock(nn.Module):
         skips: list[Tensor | None] = []
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             x = resnet(x, cond.temb)
-            if attention is not None:
-                x = attention(x, cond)
+            x = x if attention is None else attention(x, cond)
             # the way up begins without a skip connection: the checkpoints were trained so
             skips.append(x if self.downsamplers or attention is None else None)
         for down in self.downsamplers:
@@ -127,8 +126,7 @@ class KUpBlock(nn.Module):
             x = torch.cat([x, skips[-1]], 1)
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             x = resnet(x, cond.temb)
-            if attention is not None:
-                x = attention(x, cond)
+            x = x if attention is None else attention(x, cond)
         for up in self.upsamplers:
             x = up(x)  # (B, C, 2H, 2W)
         return x

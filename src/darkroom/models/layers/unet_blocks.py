@@ -1,20 +1,23 @@
 """The blocks that a UNet is made of: one class for the way down, one for the way up, one for the middle.
 
-What a checkpoint calls a block type is a row of a table here (`KINDS`): which attention follows each residual block and how the resolution changes.
+What a checkpoint calls a block type is a row of a table here (`KINDS`): which attention follows each residual block,
+and how the resolution changes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import pairwise, zip_longest
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...config import Config
 from ...errors import ConfigError
 from .k_blocks import KDownBlock, KUpBlock
 from .resnet import Downsample2D, FirDownsample2D, FirUpsample2D, ResnetBlock2D, Upsample2D
@@ -55,115 +58,119 @@ class Kind:
 
 @dataclass(frozen=True)
 class Level:
-    """Widths and options of the blocks at one resolution.
+    """Widths and options of the blocks at one resolution. Options carry the names of the configuration's keys.
 
     Args:
         channels: of the block's output; `channels_in` of its input.
         skip_channels: of the last skip connection that a block on the way up receives.
         temb_channels: of the timestep embedding.
         layers: residual blocks.
-        resample: whether the resolution changes at the end.
-        groups, eps: of the group norms; None groups by four channels, 32 groups at most.
-        attention_groups: of the norm in self-attention; None for no norm.
-        heads: attention heads of transformers; the other attentions have `channels // head_dim`.
+        resample: how the resolution changes at the end, None where it does not.
+        heads: attention heads of transformers; other attentions have `channels // head_dim`.
         depth: transformer blocks for each residual block.
-        sampler: "resnet" for self-attention blocks that change resolution in a residual block.
+        norm_num_groups: None groups by four channels, 32 groups at most.
+        attention_groups: of the norm in self-attention; None for no norm.
     """
 
     channels_in: int
     channels: int
     temb_channels: int
+    layers: int
+    resample: Literal["conv", "resnet"] | None
     skip_channels: int = 0
-    layers: int = 1
-    resample: bool = True
-    groups: int | None = 32
-    eps: float = 1e-5
-    act_fn: str = "silu"
-    dropout: float = 0.0
-    time_norm: str = "default"
-    skip_time_act: bool = False
-    out_scale: float = 1.0
-    padding: int = 1
-    sampler: str = "conv"
     heads: int = 1
     head_dim: int = 8
     depth: int | tuple[int, ...] = 1
     context_dim: int | None = None
     only_cross: bool = False
-    linear: bool = False
-    upcast: bool = False
-    dual: bool = False
-    context_norm: str | None = None
     attention_groups: int | None = None
+    norm_num_groups: int | None = 32
+    norm_eps: float = 1e-5
+    act_fn: str = "silu"
+    dropout: float = 0.0
+    downsample_padding: int = 1
+    resnet_time_scale_shift: str = "default"
+    resnet_skip_time_act: bool = False
+    resnet_out_scale_factor: float = 1.0
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
+    dual_cross_attention: bool = False
+    cross_attention_norm: str | None = None
 
-    def resnet(self, channels_in: int, channels: int, **options) -> ResnetBlock2D:
+    @classmethod
+    def of(cls, config: Config, index: int, **widths: Any) -> Level:
+        """Level number `index` of the way down, with the configuration's options."""
+        channels, shared = config.block_out_channels, {f.name for f in fields(cls)} & set(config)
+        return cls(
+            channels_in=channels[max(index - 1, 0)],
+            channels=channels[index],
+            **{name: config[name] for name in shared},
+            **widths,
+        )
+
+    def resnet(self, channels_in: int, channels: int, **options: Any) -> ResnetBlock2D:
         """A residual block of this level."""
-        groups = options.pop("groups", None) or self.groups or quarter(channels_in)
-        groups_out = self.groups or quarter(channels)
+        groups = options.pop("groups", None) or self.norm_num_groups or quarter(channels_in)
+        groups_out = self.norm_num_groups or quarter(channels)
         if channels_in % groups or channels % groups_out:
-            raise ConfigError(
-                "Group norm cannot divide these channels.",
-                where="norm_num_groups",
-                got=groups,
-                expected=f"a divisor of {channels_in} and {channels}",
-            )
+            fits = f"a divisor of {channels_in} and {channels}"
+            raise ConfigError("Groups do not fit.", where="norm_num_groups", got=groups, expected=fits)
         return ResnetBlock2D(
             channels_in,
             channels,
             groups=groups,
             groups_out=groups_out,
             temb_channels=self.temb_channels,
-            eps=self.eps,
+            eps=self.norm_eps,
             act_fn=self.act_fn,
             dropout=self.dropout,
-            time_embedding_norm=self.time_norm,
-            skip_time_act=self.skip_time_act,
-            output_scale_factor=self.out_scale,
+            time_embedding_norm=self.resnet_time_scale_shift,
+            skip_time_act=self.resnet_skip_time_act,
+            output_scale_factor=self.resnet_out_scale_factor,
             **options,
         )
 
     def attention(self, name: Attends, index: int = 0) -> nn.Module:
         """The attention after residual block number `index`."""
-        width, groups = self.channels, self.groups or quarter(self.channels)
+        width, groups = self.channels, self.norm_num_groups or quarter(self.channels)
         if name == "transformer":
             size = (width, self.heads, width // self.heads, self.context_dim)
-            if self.dual:
+            if self.dual_cross_attention:
                 return DualTransformer2D(*size, groups=groups)
             return Transformer2D(
                 *size,
                 depth=self.depth if isinstance(self.depth, int) else self.depth[index],
                 groups=groups,
-                linear=self.linear,
+                linear=self.use_linear_projection,
                 only_cross_attention=self.only_cross,
-                upcast_attention=self.upcast,
+                upcast_attention=self.upcast_attention,
             )
-        heads = {"heads": width // self.head_dim, "dim_head": self.head_dim, "bias": True, "residual_connection": True}
+        common = {"heads": width // self.head_dim, "dim_head": self.head_dim, "bias": True, "residual_connection": True}
         if name == "self":
-            return SelfAttention(
-                width,
-                **heads,
-                norm_num_groups=self.attention_groups,
-                eps=self.eps,
-                rescale_output_factor=self.out_scale,
-            )
+            common |= {"eps": self.norm_eps, "rescale_output_factor": self.resnet_out_scale_factor}
+            return SelfAttention(width, norm_num_groups=self.attention_groups, **common)
         return AddedKVAttention(
             width,
             width,
-            **heads,
             norm_num_groups=groups,
             added_kv_proj_dim=self.context_dim,
             only_cross_attention=self.only_cross,
-            cross_attention_norm=self.context_norm,
+            cross_attention_norm=self.cross_attention_norm,
+            **common,
         )
+
+    def attentions(self, name: Attends) -> nn.ModuleList:
+        return nn.ModuleList(self.attention(name, i) for i in range(self.layers) if name)
 
     def suited(self, kind: Kind) -> Level:
         """The same with what the block type decides by itself."""
         if kind.resample == "resnet":
-            return replace(self, sampler="resnet")
+            return replace(self, resample=self.resample and "resnet")
+        plain = replace(self, resnet_skip_time_act=False, attention_groups=self.norm_num_groups)
         if kind.resample == "fir":
-            return replace(self, skip_time_act=False, out_scale=math.sqrt(2), groups=None, attention_groups=32)
-        sampler = self.sampler if kind.attention == "self" else "conv"
-        return replace(self, skip_time_act=False, out_scale=1.0, sampler=sampler, attention_groups=self.groups)
+            return replace(plain, resnet_out_scale_factor=math.sqrt(2), norm_num_groups=None, attention_groups=32)
+        resample = self.resample if kind.attention == "self" else self.resample and "conv"
+        return replace(plain, resnet_out_scale_factor=1.0, resample=resample)
 
     def up_widths(self) -> Iterator[tuple[int, int]]:
         """Channels of each residual block's input on the way up, from below and from the skip connection."""
@@ -177,25 +184,22 @@ class DownBlock(nn.Module):
 
     def __init__(self, kind: Kind, level: Level):
         super().__init__()
-        self.takes_context = kind.takes_context
-        widths = [level.channels_in] + [level.channels] * level.layers
+        width, self.takes_context = level.channels, kind.takes_context
+        widths = [level.channels_in] + [width] * level.layers
         self.resnets = nn.ModuleList(level.resnet(a, b) for a, b in pairwise(widths))
-        self.attentions = nn.ModuleList()
-        if kind.attention:
-            self.attentions.extend(level.attention(kind.attention, i) for i in range(level.layers))
+        self.attentions = level.attentions(kind.attention)
         self.downsamplers = nn.ModuleList()
-        if level.resample and level.sampler == "resnet":
-            self.downsamplers.append(level.resnet(level.channels, level.channels, resample="down"))
-        elif level.resample:
-            self.downsamplers.append(Downsample2D(level.channels, padding=level.padding))
+        if level.resample == "resnet":
+            self.downsamplers.append(level.resnet(width, width, resample="down"))
+        elif level.resample == "conv":
+            self.downsamplers.append(Downsample2D(width, padding=level.downsample_padding))
 
     def forward(self, x: Tensor, cond: Conditions, residual: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """The output, and what the way up will receive. `residual` comes from a T2I-Adapter (Mou et al. 2023)."""
         skips: list[Tensor] = []
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             x = resnet(x, cond.temb)
-            if attention is not None:
-                x = attention(x, cond)
+            x = x if attention is None else attention(x, cond)
             skips.append(x)
         if residual is not None and self.takes_context:
             x = skips[-1] = x + residual
@@ -212,22 +216,20 @@ class UpBlock(nn.Module):
 
     def __init__(self, kind: Kind, level: Level):
         super().__init__()
-        self.resnets = nn.ModuleList(level.resnet(a + b, level.channels) for a, b in level.up_widths())
-        self.attentions = nn.ModuleList()
-        if kind.attention:
-            self.attentions.extend(level.attention(kind.attention, i) for i in range(level.layers))
+        width = level.channels
+        self.resnets = nn.ModuleList(level.resnet(a + b, width) for a, b in level.up_widths())
+        self.attentions = level.attentions(kind.attention)
         self.upsamplers = nn.ModuleList()
-        if level.resample and level.sampler == "resnet":
-            self.upsamplers.append(level.resnet(level.channels, level.channels, resample="up"))
-        elif level.resample:
-            self.upsamplers.append(Upsample2D(level.channels))
+        if level.resample == "resnet":
+            self.upsamplers.append(level.resnet(width, width, resample="up"))
+        elif level.resample == "conv":
+            self.upsamplers.append(Upsample2D(width))
 
     def forward(self, x: Tensor, skips: list[Tensor], cond: Conditions, size: Sequence[int] | None = None) -> Tensor:
         """`skips` are as the way down made them, the last one is used first. `size` is that of the output."""
         for resnet, attention, skip in zip_longest(self.resnets, self.attentions, reversed(skips)):
             x = resnet(torch.cat([x, skip], 1), cond.temb)
-            if attention is not None:
-                x = attention(x, cond)
+            x = x if attention is None else attention(x, cond)
         for up in self.upsamplers:
             x = up(x, cond.temb, size) if isinstance(up, ResnetBlock2D) else up(x, size)  # (B, C, 2H, 2W)
         return x
@@ -238,17 +240,13 @@ class MidBlock(nn.Module):
 
     def __init__(self, attention: Attends, level: Level):
         super().__init__()
-        width = level.channels
-        self.resnets = nn.ModuleList(level.resnet(width, width) for _ in range(level.layers + 1))
-        self.attentions = nn.ModuleList()
-        if attention:
-            self.attentions.extend(level.attention(attention, i) for i in range(level.layers))
+        self.resnets = nn.ModuleList(level.resnet(level.channels, level.channels) for _ in range(level.layers + 1))
+        self.attentions = level.attentions(attention)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         x = self.resnets[0](x, cond.temb)
         for resnet, attention in zip_longest(self.resnets[1:], self.attentions):
-            if attention is not None:
-                x = attention(x, cond)
+            x = x if attention is None else attention(x, cond)
             x = resnet(x, cond.temb)
         return x
 
@@ -257,7 +255,7 @@ class SkipDownBlock(DownBlock):
     """A block that also adds a smoothed, halved copy of the picture itself (Song et al. 2021, NCSN++)."""
 
     def __init__(self, kind: Kind, level: Level):
-        super().__init__(kind, replace(level, resample=False))
+        super().__init__(kind, replace(level, resample=None))
         width = level.channels
         self.resnet_down = self.skip_conv = None
         if level.resample:
@@ -276,7 +274,7 @@ class SkipDownBlock(DownBlock):
 
 
 class SkipUpBlock(nn.Module):
-    """A block that also adds its own contribution to the picture, which grows on the way up. One attention, after all residual blocks."""
+    """A block that also adds its part to the picture, which grows on the way up. One attention, after all else."""
 
     def __init__(self, kind: Kind, level: Level):
         super().__init__()
@@ -291,7 +289,7 @@ class SkipUpBlock(nn.Module):
         self.resnet_up = self.skip_conv = None
         if level.resample:
             self.resnet_up = level.resnet(width, width, resample=FirUpsample2D(), conv_shortcut=True)
-            self.skip_norm = nn.GroupNorm(groups, width, eps=level.eps)
+            self.skip_norm = nn.GroupNorm(groups, width, eps=level.norm_eps)
             self.skip_conv = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(
@@ -322,29 +320,21 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def find(name: str, way: Literal["Down", "Up"]) -> Kind:
-    """The block type of that name. Old checkpoints put "UNetRes" in front."""
+def block(way: Literal["Down", "Up"], name: str, level: Level) -> nn.Module:
+    """The block that a configuration calls `name`. Old checkpoints put "UNetRes" in front."""
     table = {pattern.format(way): kind for pattern, kind in KINDS.items()}
-    if name.removeprefix("UNetRes") not in table:
-        raise ConfigError(
-            "No block type of that name.", where=f"{way.lower()}_block_types", got=name, expected=", ".join(table)
-        )
-    return table[name.removeprefix("UNetRes")]
+    kind = table.get(name.removeprefix("UNetRes"))
+    if kind is None:
+        known = ", ".join(table)
+        raise ConfigError("No such block type.", where=f"{way.lower()}_block_types", got=name, expected=known)
+    special = {"fir": (SkipDownBlock, SkipUpBlock), "k": (KDownBlock, KUpBlock)}
+    return special.get(kind.resample, (DownBlock, UpBlock))[way == "Up"](kind, level.suited(kind))
 
 
-def down_block(name: str, level: Level) -> nn.Module:
-    """The block on the way down that a configuration calls `name`."""
-    kind = find(name, "Down")
-    return {"fir": SkipDownBlock, "k": KDownBlock}.get(kind.resample, DownBlock)(kind, level.suited(kind))
+down_block, up_block = partial(block, "Down"), partial(block, "Up")
 
 
-def up_block(name: str, level: Level) -> nn.Module:
-    """The block on the way up that a configuration calls `name`."""
-    kind = find(name, "Up")
-    return {"fir": SkipUpBlock, "k": KUpBlock}.get(kind.resample, UpBlock)(kind, level.suited(kind))
-
-
-def up_levels(levels: list[Level]) -> list[Level]:
+def up_levels(levels: list[Level], sampler: Literal["conv", "resnet"] = "conv") -> list[Level]:
     """What the way up is built from: the levels of the way down, backwards, with one more residual block each."""
     back = levels[::-1]
     return [
@@ -353,7 +343,7 @@ def up_levels(levels: list[Level]) -> list[Level]:
             channels_in=back[max(i - 1, 0)].channels,
             skip_channels=level.channels_in,
             layers=level.layers + 1,
-            resample=i < len(back) - 1,
+            resample=sampler if i < len(back) - 1 else None,
         )
         for i, level in enumerate(back)
     ]

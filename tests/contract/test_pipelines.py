@@ -1,0 +1,257 @@
+"""What every public pipeline keeps to. The classes are found by subclassing; components are tiny and real."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from families import tiny
+from PIL import Image
+
+import darkroom
+from darkroom import DiffusionPipeline, Family, InputError
+from darkroom._public import NAMES
+
+CLASSES = sorted(
+    (c for n in NAMES if inspect.isclass(c := getattr(darkroom, n)) and issubclass(c, Family) and c is not Family),
+    key=lambda c: c.__name__,
+)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    @cache
+    def write(kind: str) -> Path:
+        return getattr(tiny, kind)(tmp_path_factory.mktemp(kind))
+
+    return write
+
+
+@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
+def pipe(request, folder):
+    cls = request.param
+    unconditional = "tokenizer" not in cls.component_names()
+    made = cls.from_pretrained(folder("ddpm" if unconditional else "sd"))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def picture() -> Image.Image:
+    ramp = np.linspace(0, 255, 32, dtype=np.uint8)
+    return Image.fromarray(np.stack([np.tile(ramp, (32, 1)), np.tile(ramp[:, None], (1, 32)), np.full((32, 32), 90, np.uint8)], -1))
+
+
+def call(pipe: Any, seed: Any = 0, **changes: Any) -> Any:
+    names = inspect.signature(type(pipe).__call__).parameters
+    area = Image.new("L", (32, 32))
+    area.paste(255, (8, 8, 24, 24))
+    possible = {"prompt": "the red cat", "image": picture(), "mask_image": area}
+    arguments = {k: v for k, v in possible.items() if k in names and (k != "image" or pipe.task.name != "text2image")}
+    seeds = [torch.Generator().manual_seed(s) for s in seed] if isinstance(seed, list) else torch.Generator().manual_seed(seed)
+    return pipe(**{**arguments, "num_inference_steps": 3, "output_type": "np", "generator": seeds, **changes})
+
+
+def test_the_signature_is_the_reference_s(pipe):
+    theirs = inspect.signature(getattr(diffusers, type(pipe).__name__).__call__).parameters
+    ours = inspect.signature(type(pipe).__call__).parameters
+    expected = [(n, p.default) for n, p in theirs.items() if n not in ("self", "kwargs")]
+    got = [(n, p.default) for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD and n != "self"]
+    assert got == expected
+
+
+def test_the_constructor_takes_the_reference_s_components(pipe):
+    theirs = set(inspect.signature(getattr(diffusers, type(pipe).__name__).__init__).parameters) - {"self"}
+    assert theirs == {*type(pipe).component_names(), *type(pipe).option_defaults()}
+
+
+def test_the_same_seed_gives_the_same_picture(pipe):
+    assert np.array_equal(call(pipe).images, call(pipe).images)
+    assert not np.array_equal(call(pipe).images, call(pipe, seed=1).images)
+
+
+def test_a_batch_equals_its_pictures_one_by_one(pipe):
+    changes = {"batch_size": 2} if "batch_size" in pipe.Inputs.__dataclass_fields__ else {"num_images_per_prompt": 2}
+    if pipe.task.name == "inpaint":
+        changes |= {"image": [picture()] * 2, "mask_image": [Image.new("L", (32, 32), 255)] * 2}
+    together = call(pipe, seed=[3, 4], **changes).images
+    single = {k: v[0] if isinstance(v, list) else 1 for k, v in changes.items()}
+    for i, seed in enumerate((3, 4)):
+        np.testing.assert_allclose(together[i], call(pipe, seed=[seed], **single).images[0], atol=1e-5)
+
+
+def test_save_and_load(pipe, tmp_path):
+    before = call(pipe).images
+    pipe.save_pretrained(tmp_path / "mine")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "mine")
+    again.set_progress_bar_config(disable=True)
+    assert type(again) is type(pipe)
+    assert np.array_equal(call(again).images, before)
+    assert {k: v for k, v in again.config.items() if k != "_name_or_path"} == {
+        k: v for k, v in pipe.config.items() if k != "_name_or_path"
+    }
+
+
+def test_the_reference_loads_what_is_saved(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "mine")
+    theirs = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "mine")
+    assert type(theirs).__name__ == type(pipe).__name__
+    for (name, a), (_, b) in zip(pipe.denoiser.state_dict().items(), theirs.unet.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_variants(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    names = [f.name for f in tmp_path.rglob("*.safetensors")]
+    assert names and all(".fp16." in name for name in names)
+    again = type(pipe).from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16)
+    assert again.dtype == torch.float16
+    with pytest.raises(darkroom.CheckpointError, match="fp16"):
+        type(pipe).from_pretrained(tmp_path, variant="bf16")
+
+
+def test_dtype_by_component(pipe, tmp_path):
+    kept = {"unet": torch.bfloat16, "default": torch.float16}
+    again = type(pipe).from_pretrained(pipe.config["_name_or_path"], torch_dtype=kept)
+    for name, component in again.components.items():
+        if isinstance(component, torch.nn.Module):
+            assert component.dtype == kept.get(name, kept["default"])
+
+
+def test_printed_as_the_reference_prints_it(pipe):
+    theirs = getattr(diffusers, type(pipe).__name__).from_pretrained(pipe.config["_name_or_path"])
+    assert repr(pipe) == repr(theirs)
+
+
+def test_interrupt_from_a_callback(pipe):
+    steps = []
+
+    def stop(view, i, t, tensors):
+        steps.append(i)
+        view._interrupt = i == 1
+        return tensors
+
+    call(pipe, num_inference_steps=6, strength=1.0, callback_on_step_end=stop) if "strength" in pipe.Inputs.__dataclass_fields__ else call(
+        pipe, num_inference_steps=6, callback_on_step_end=stop
+    )
+    assert steps == [0, 1]
+    assert not pipe.interrupt
+
+
+def test_interrupt_from_outside(pipe):
+    steps = []
+
+    def stop(view, i, t, tensors):
+        steps.append(i)
+        pipe.interrupt = True
+        return tensors
+
+    call(pipe, num_inference_steps=6, callback_on_step_end=stop)
+    assert steps == [0]
+
+
+def test_a_call_leaves_nothing_on_the_pipeline(pipe):
+    before = {k: id(v) for k, v in vars(pipe).items()}
+    timesteps = pipe.scheduler.timesteps
+    call(pipe)
+    assert {k: id(v) for k, v in vars(pipe).items()} == before
+    assert pipe.scheduler.timesteps is timesteps
+    assert all(p.grad is None for p in pipe.denoiser.parameters())
+
+
+def test_two_threads_at_once(pipe):
+    alone = [call(pipe, seed=s, num_inference_steps=4 + s).images for s in (0, 1)]
+    results: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda s=s: results.update({s: call(pipe, seed=s, num_inference_steps=4 + s).images})) for s in (0, 1)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for s in (0, 1):
+        np.testing.assert_array_equal(results[s], alone[s])
+
+
+def test_moves_and_reports_dtype_and_device(pipe):
+    assert pipe.device.type == "cpu" and pipe.dtype == torch.float32
+    assert pipe.to(torch.float64) is pipe and pipe.dtype == torch.float64
+    assert pipe.to("cpu", torch.float32).dtype == torch.float32
+    with pytest.raises(InputError, match="twice"):
+        pipe.to("cpu", "cpu")
+
+
+def test_assignment_of_a_component_updates_the_configuration(pipe):
+    new = darkroom.DDPMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = new
+    assert pipe.config["scheduler"] == ("diffusers", "DDPMScheduler") and '"DDPMScheduler"' in repr(pipe)
+    assert pipe.components["scheduler"] is new
+
+
+# ---- from_pipe
+
+
+def change_attention(p):
+    p.denoiser.set_attention_backend(lambda q, k, v, **_: v.mean(2, keepdim=True).expand_as(q) * 3)
+
+
+def change_layer(p):
+    p.denoiser.conv_in = torch.nn.Conv2d(p.denoiser.config.in_channels, p.denoiser.conv_in.out_channels, 3, padding=1)
+
+
+def change_deep_layer(p):
+    block = p.denoiser.mid_block.resnets[0]
+    block.conv1 = torch.nn.Sequential(block.conv1, torch.nn.Conv2d(block.conv1.out_channels, block.conv1.out_channels, 1))
+
+
+def change_scheduler(p):
+    p.scheduler = darkroom.EulerAncestralDiscreteScheduler.from_config(p.scheduler.config)
+
+
+def add_hook(p):
+    p.denoiser.conv_out.register_forward_hook(lambda m, a, out: out * 1.5)
+
+
+CHANGES = [change_attention, change_layer, change_deep_layer, change_scheduler, add_hook]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("side", ["child", "parent"])
+def test_from_pipe_keeps_changes_apart(pipe, change, side):
+    if type(pipe).__name__ == "DDIMPipeline" and change is change_scheduler:
+        pytest.skip("a scheduler given to this pipeline becomes DDIM by design")
+    child = type(pipe).from_pipe(pipe)
+    kept, changed = (pipe, child) if side == "child" else (child, pipe)
+    before = call(kept).images
+    assert np.array_equal(call(changed).images, before)
+    change(changed)
+    assert not np.array_equal(call(changed).images, before)
+    assert np.array_equal(call(kept).images, before)
+
+
+def test_from_pipe_shares_the_weights(pipe):
+    before = {n: p.dtype for n, p in pipe.denoiser.named_parameters()}
+    child = type(pipe).from_pipe(pipe)
+    for name, a in pipe.components.items():
+        if isinstance(a, torch.nn.Module):
+            b = child.components[name]
+            assert a is not b and [id(p) for p in a.parameters()] == [id(p) for p in b.parameters()]
+            storages = {t.untyped_storage().data_ptr() for t in (*a.parameters(), *a.buffers())}
+            assert {t.untyped_storage().data_ptr() for t in (*b.parameters(), *b.buffers())} == storages
+    pipe.to(torch.float16)
+    type(pipe).from_pipe(pipe)
+    assert {p.dtype for p in pipe.denoiser.parameters()} == {torch.float16}
+    pipe.to(torch.float32)
+    assert {n: p.dtype for n, p in pipe.denoiser.named_parameters()} == before
+
+
+def test_from_pipe_with_a_dtype_copies(pipe):
+    child = type(pipe).from_pipe(pipe, torch_dtype=torch.float16)
+    assert child.dtype == torch.float16 and pipe.dtype == torch.float32
+    assert call(pipe).images.dtype == np.float32
