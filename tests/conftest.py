@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-os.environ.update(
-    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false"
-)
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
 
 import pytest
 import torch

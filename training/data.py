@@ -112,11 +112,7 @@ def other_glyphs() -> list[Glyph]:
     taken = {g.text for g in glyphs()}
     strange = re.compile("[\U0001f3fb-\U0001f3ff\U0001f1e6-\U0001f1ff\u200d\u20e3\U000e0020-\U000e007f]")
     listed = sorted(text for text, entry in emoji.EMOJI_DATA.items() if entry["status"] == 2)
-    return [
-        _glyph(text)
-        for text in listed
-        if text not in taken and not strange.search(text) and text.replace("\ufe0f", "") in names()
-    ]
+    return [_glyph(text) for text in listed if text not in taken and not strange.search(text) and text.replace("\ufe0f", "") in names()]
 
 
 def render(text: str) -> np.ndarray:
@@ -154,15 +150,10 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     split = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(split, behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+        [pre_tokenizers.Split(split, behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     letters = _byte_letters()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4 * VOCABULARY, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=4 * VOCABULARY, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False)
     tokenizer.train_from_iterator(words, trainer)
     learned = json.loads(tokenizer.to_str())["model"]["merges"]
     start, end = "<|startoftext|>", "<|endoftext|>"

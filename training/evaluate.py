@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def minutes_on_one_core() -> float:
     total = 0.0
     for stage in ("vae", "unet"):
         clock = [json.loads(line)["seconds"] for line in open(WORK / f"{stage}.jsonl")]
-        total += sum(max(0.0, b - a) for a, b in zip(clock, clock[1:], strict=False))
+        total += sum(max(0.0, b - a) for a, b in pairwise(clock))
     return total / 60
 
 

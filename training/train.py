@@ -122,7 +122,7 @@ def fit(
         if share.rank == 0 and step % 10 == 9:
             bar.set_postfix(loss=f"{value:.4f}", refresh=False)
             with open(WORK / f"{stage}.jsonl", "a") as log:
-                log.write(json.dumps({"step": step + 1, "loss": value, "seconds": time.process_time()}) + "\n")
+                log.write(json.dumps({"step": step + 1, "loss": value, "seconds": time.process_time() * share.workers}) + "\n")
         if time.monotonic() - saved > 120:
             save(step + 1)
             saved = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import difflib
 import functools
 import itertools
@@ -12,11 +11,11 @@ import os
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option, Typer, echo
 
 from . import __version__
 from .assets import EMOJI
@@ -27,149 +26,121 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-_DECLARATIONS = (
-    "family.py", "families/stable_diffusion.py", "core/tasks/text2image.py", "core/tasks/image2image.py", "core/tasks/inpaint.py"
-)  # fmt: skip
-app = typer.Typer(
-    name="darkroom", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @functools.cache
 def _declared() -> dict[str, str]:
-    """The line of help of each argument of a call. Read from the source, because importing the fields would import torch."""
-    texts = {}
-    for file in _DECLARATIONS:
-        for node in ast.walk(ast.parse((Path(__file__).parent / file).read_text("utf-8"))):
+    """What each argument of a call means, by name. Read from the source: importing the fields would import torch."""
+    here, texts = Path(__file__).parent, {}
+    for file in (here / "family.py", here / "families/stable_diffusion.py", *sorted((here / "core/tasks").glob("*.py"))):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             match node:
                 case ast.AnnAssign(ast.Name(name), _, ast.Call(ast.Name("field"), [ast.Constant(text), *_])):
-                    texts[name] = text
+                    texts[name] = re.sub(r"(; a list|: PIL|\. PIL).*", ".", text)  # kinds that a shell does not have
     return texts
 
 
 def _option(argument: str, flag: str, **settings: Any) -> Any:
-    return typer.Option(flag, help=_declared()[argument], show_default=False, **settings)
-
-
-@contextlib.contextmanager
-def _reported() -> Iterator[None]:
-    """Errors in words and exit code 2; an interruption is exit code 130, as shells have it."""
-
-    try:
-        yield
-    except DarkroomError as error:
-        typer.echo(f"darkroom: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("\ndarkroom: interrupted", err=True)
-        raise typer.Exit(130) from None
+    return Option(flag, help=_declared()[argument], show_default=False, **settings)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"darkroom {__version__}")
-        raise typer.Exit
+        echo(f"darkroom {__version__}")
+        raise Exit
 
 
 @app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def _root(version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
     """Make pictures with open diffusion models."""
 
 
 @app.command()
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help=_declared()["prompt"], show_default=False)] = None,
-    model: Annotated[
-        str, typer.Option(help="A checkpoint: a folder or a hub id.", show_default="the bundled one")
-    ] = EMOJI,
+    prompt: Annotated[str | None, Argument(help=_declared()["prompt"], show_default=False)] = None,
+    model: Annotated[str, Option(help="Checkpoint: a folder or a hub id.", show_default="the bundled one")] = EMOJI,
     steps: Annotated[int | None, _option("num_inference_steps", "--steps")] = None,
     guidance: Annotated[float | None, _option("guidance_scale", "--guidance")] = None,
     negative: Annotated[str | None, _option("negative_prompt", "--negative")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes a picture repeatable.", show_default="random")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="In pixels; one number for both.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Such as euler, ddim or dpmsolvermultistep.")] = None,
-    num: Annotated[int, typer.Option(min=1, help="Pictures, with the seeds from SEED on.")] = 1,
+    seed: Annotated[int | None, Option(help="Makes a picture repeatable.", show_default="random")] = None,
+    size: Annotated[str | None, Option(metavar="WxH", help="Pixels; one number for both sides.")] = None,
+    scheduler: Annotated[str | None, Option(help="Such as euler, ddim or dpmsolvermultistep.")] = None,
+    num: Annotated[int, Option(min=1, help="Pictures, with the seeds from SEED on.")] = 1,
     image: Annotated[str | None, _option("image", "--image", metavar="FILE")] = None,
     mask: Annotated[str | None, _option("mask_image", "--mask", metavar="FILE")] = None,
     strength: Annotated[float | None, _option("strength", "--strength")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="Where to compute.", show_default="cuda if there is one, else cpu")
-    ] = None,
+    dtype: Annotated[str, Option(help="float32, float16 or bfloat16.")] = "float32",
+    device: Annotated[str | None, Option(help="Where to compute.", show_default="cuda if there is one, else cpu")] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="A .png; it is overwritten.", show_default="picture.png, or the next free name"
-        ),
+        Path | None, Option("--output", "-o", help="PNG to write, over another too; without it, picture.png or the next free name.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no hints.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="No progress bar and no hints.")] = False,
 ) -> None:
     """Make pictures from a prompt, an image, or an image and a mask. Each file remembers how it was made: see `show`."""
-    with _reported():
-        files = _targets(output, num)
-        width, height = _parse_size(size)
-        if model == EMOJI and prompt and not quiet:
-            _hint(prompt)
-        seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-        if not 0 <= seed <= 2**63 - num:
-            raise InputError("A seed out of range.", where="--seed", got=seed, expected="0 to 2^63 - 1")
+    if quiet or not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported, which is yet to come
+    files, (width, height) = _targets(output, num), _size(size)
+    if model == EMOJI and prompt and not quiet and (hint := _hint(prompt)):
+        echo(hint, err=True)
+    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+    if not 0 <= seed <= 2**63 - num:
+        raise InputError("A seed out of range.", where="--seed", got=seed, expected="0 to 2^63 - 1")
 
-        pipe, generator = _load(model, dtype, device, scheduler)
-        pipe.set_progress_bar_config(disable=True if quiet else None)  # None: a bar only where a person looks
-        given = {
-            "prompt": prompt,
-            "negative_prompt": negative,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "height": height,
-            "width": width,
-            "image": _picture(image),
-            "mask_image": _picture(mask),
-            "strength": strength,
-        }
-        given = {name: value for name, value in given.items() if value is not None}
-        for number in range(seed, seed + num):  # one by one: a picture does not depend on how many are made with it
-            made = pipe(**given, generator=generator.manual_seed(number)).images[0]
-            record = _record(pipe, given, model, made, number)
-            typer.echo(f"{_save(made, next(files), record)} (seed {number})")
+    pipe, generator = _load(model, dtype, device, scheduler)
+    given = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "height": height,
+        "width": width,
+        "image": _picture(image),
+        "mask_image": _picture(mask),
+        "strength": strength,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    for number in range(seed, seed + num):  # one by one: a picture does not depend on how many are made with it
+        made = pipe(**given, generator=generator.manual_seed(number)).images[0]
+        file = next(files)
+        _save(made, file, _record(pipe, given, model, made, number))
+        echo(f"{file} (seed {number})")
 
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="A picture that darkroom made.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False,
+    file: Annotated[Path, Argument(help="A picture that darkroom made.", show_default=False)],
+    as_json: Annotated[bool, Option("--json", help="As a JSON object.")] = False,
 ) -> None:
-    """Tell how a picture was made: prompt, seed and all else that it takes to make it again."""
-    with _reported():
-        record = _read_record(file)
-        if as_json:
-            typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
-        else:
-            typer.echo("\n".join(f"{name + ':':<11}{value}" for name, value in record.items()))
+    """Tell how a picture was made: prompt, seed, scheduler and settings."""
+    record = _read_record(file)
+    if as_json:
+        echo(json.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        echo("\n".join(f"{name + ':':<11}{value}" for name, value in record.items()))
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
+    """The program. Exit codes: 0, 2 for arguments and files that cannot be used, 130 when interrupted."""
     try:
-        app()
-    except KeyboardInterrupt:  # before a command has begun
+        app(args, prog_name="darkroom")
+    except DarkroomError as error:
+        echo(f"darkroom: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:  # before a command has begun; Typer sees to the rest
         sys.exit(130)
 
 
 # ---- arguments
 
 
-def _parse_size(size: str | None) -> tuple[int | None, int | None]:
+def _size(size: str | None) -> tuple[int | None, int | None]:
+    """(width, height)"""
     if size is None:
         return None, None
     found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size.strip().lower())
     if not found:
-        raise InputError(
-            "A size that cannot be read.", where="--size", got=size, expected="such as 64 or 96x64, in pixels"
-        )
+        raise InputError("A size that cannot be read.", where="--size", got=size, expected="such as 64 or 96x64 (pixels)")
     return int(found[1]), int(found[2] or found[1])
 
 
@@ -178,24 +149,18 @@ def _targets(output: Path | None, num: int) -> Iterator[Path]:
     base = output or Path("picture.png")
     base = base if base.suffix else base.with_suffix(".png")
     if base.suffix.lower() != ".png":
-        raise InputError(
-            "Pictures are written as PNG.", where="--output", got=base.name, expected="a name that ends in .png"
-        )
-    if not base.parent.is_dir() or base.is_dir():
-        raise InputError(
-            "No place for the picture.", where="--output", got=str(base), expected="a file in a folder that exists"
-        )
+        raise InputError("Pictures are written as PNG.", where="--output", got=base.name, expected="a name with .png")
+    if base.is_dir() or not base.parent.is_dir():
+        raise InputError("No place for a file.", where="--output", got=str(base), expected="a file in an existing folder")
     numbered = (base.with_stem(f"{base.stem}-{i}") for i in itertools.count(1 if num > 1 else 2))
     files = numbered if num > 1 else itertools.chain([base], numbered)
     return files if output else (file for file in files if not file.exists())
 
 
 def _picture(source: str | None) -> Image | None:
-    if source is None:
-        return None
     from .utils import load_image
 
-    return load_image(source)
+    return None if source is None else load_image(source)
 
 
 def _plain(name: str) -> str:
@@ -204,7 +169,7 @@ def _plain(name: str) -> str:
 
 
 def _load(model: str, dtype: str, device: str | None, scheduler: str | None) -> tuple[Any, Any]:
-    """The pipeline, and the generator of its noise, which is on the CPU so that a seed means the same on every device."""
+    """The pipeline, and the generator of its noise: on the CPU, so that a seed means the same on every device."""
     import torch
 
     from .pipeline import DiffusionPipeline
@@ -212,64 +177,54 @@ def _load(model: str, dtype: str, device: str | None, scheduler: str | None) -> 
     if dtype not in (names := ("float32", "float16", "bfloat16")):
         raise InputError("No such dtype.", where="--dtype", got=dtype, expected=", ".join(names))
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
+        place = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without that kind of device
-        raise InputError(
-            "No such device.", where="--device", got=f"{device}: {error}", expected="such as cpu or cuda"
-        ) from None
+        raise InputError("No such device.", where="--device", got=f"{device}: {error}", expected="cpu or cuda") from None
     pipe = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
     if scheduler is not None:
         kinds = {_plain(kind.__name__): kind for kind in pipe.scheduler.compatibles}
-        if _plain(scheduler) not in kinds:
-            raise InputError(
-                "This checkpoint has no such scheduler.", where="--scheduler", got=scheduler, expected=", ".join(kinds)
-            )
-        pipe.scheduler = kinds[_plain(scheduler)].from_config(pipe.scheduler.config)
+        if (kind := kinds.get(_plain(scheduler))) is None:
+            raise InputError("No scheduler for this model.", where="--scheduler", got=scheduler, expected=", ".join(kinds))
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
     return pipe.to(place), torch.Generator("cpu")
 
 
-def _hint(prompt: str, folder: str = EMOJI) -> None:
-    """The bundled checkpoint draws what it was trained on: say so where a prompt is far from that."""
-    file = Path(folder) / "captions.json"
-    known = (
-        {caption for pool in json.loads(file.read_text("utf-8")).values() for caption in pool}
-        if file.exists()
-        else set()
-    )
-    words = set(re.findall(r"\w+", prompt.lower()))
+def _hint(prompt: str) -> str | None:
+    """The bundled checkpoint draws what it was trained on: a remark for prompts that are far from that."""
+    known = json.loads((Path(EMOJI) / "captions.json").read_text("utf-8"))
+    by_length = sorted({*known, *itertools.chain(*known.values())}, key=lambda caption: (-len(caption), caption))
+    captions = {frozenset(_words(c)): c for c in by_length}  # the shortest of those that say the same
+    words = _words(prompt.lower())
+    shares = {c: len(words & own) / len(words | own) for own, c in captions.items() if own}  # of words in common
+    if not words or max(shares.values()) > 0.6:
+        return None
+    alike = difflib.get_close_matches(prompt.lower(), shares, n=2, cutoff=0.75)  # in spelling
+    related = [c for c in sorted(shares, key=lambda caption: -shares[caption]) if shares[c] > 0]
+    names = ", ".join(f'"{c}"' for c in list(dict.fromkeys([*alike, *related]))[:3])
+    return "The bundled checkpoint knows emoji only" + (f"; nearest to this prompt: {names}." if names else ".")
 
-    def nearness(caption: str) -> float:
-        others = set(re.findall(r"\w+", caption))
-        return len(words & others) / (len(words | others) or 1)
 
-    if words and known and max(map(nearness, known)) < 0.6:
-        close = difflib.get_close_matches(prompt.lower(), known, n=3, cutoff=0.6)
-        ranked = sorted(known, key=lambda caption: (-nearness(caption), len(caption), caption))
-        nearest = (
-            list(dict.fromkeys([*close, *(c for c in ranked if nearness(c) > 0)]))[:3] or sorted(known, key=len)[:3]
-        )
-        names = ", ".join(f'"{caption}"' for caption in nearest)
-        typer.echo(f"The bundled checkpoint only knows emoji. Nearest that it knows: {names}.", err=True)
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text)) - {"a", "an", "and", "at", "emoji", "for", "in", "of", "on", "the", "to", "with"}
 
 
 # ---- files
 
 
 def _record(pipe: Any, given: dict[str, Any], model: str, picture: Image, seed: int) -> dict[str, str]:
-    """What it takes to make the picture again. No time and no path of this machine: the same seed gives the same bytes."""
-    arguments = {name: p.default for name, p in type(pipe).__call__.__signature__.parameters.items()} | given
-    if "image" in given and "strength" not in given:
-        task = pipe.tasks["inpaint" if "mask_image" in given else "image2image"]
-        arguments["strength"] = task.defaults.get("strength", 0.8)
+    """How the picture was made. No time and no place: the same seed gives the same bytes everywhere."""
+    kind = type(pipe)
+    if "image" in given and "strength" not in kind.__call__.__signature__.parameters:
+        kind = kind.with_task("inpaint" if "mask_image" in given else "image2image")
+    values = {name: p.default for name, p in kind.__call__.__signature__.parameters.items()} | given
     record = {
-        "prompt": arguments.get("prompt"),
-        "negative": arguments.get("negative_prompt"),
+        "prompt": values.get("prompt"),
+        "negative": values.get("negative_prompt"),
         "model": "emoji" if model == EMOJI else model,
         "scheduler": type(pipe.scheduler).__name__,
-        "steps": arguments.get("num_inference_steps"),
-        "guidance": arguments.get("guidance_scale"),
-        "strength": arguments.get("strength"),
+        "steps": values.get("num_inference_steps"),
+        "guidance": values.get("guidance_scale"),
+        "strength": values.get("strength"),
         "size": f"{picture.width}x{picture.height}",
         "seed": seed,
         "darkroom": __version__,
@@ -277,7 +232,7 @@ def _record(pipe: Any, given: dict[str, Any], model: str, picture: Image, seed: 
     return {name: str(value) for name, value in record.items() if value is not None}
 
 
-def _save(picture: Image, file: Path, record: dict[str, str]) -> Path:
+def _save(picture: Image, file: Path, record: dict[str, str]) -> None:
     """Write a PNG with its record, whole or not at all."""
     from PIL.PngImagePlugin import PngInfo
 
@@ -289,12 +244,9 @@ def _save(picture: Image, file: Path, record: dict[str, str]) -> Path:
         picture.save(part, "PNG", pnginfo=info)
         os.replace(part, file)
     except OSError as error:
-        raise InputError(
-            "The picture cannot be written.", where="--output", got=str(error), expected="a writable file"
-        ) from None
+        raise InputError("The file cannot be written.", where=file, got=str(error), fix="Choose another --output.") from None
     finally:
         part.unlink(missing_ok=True)
-    return file
 
 
 def _read_record(file: Path) -> dict[str, str]:
@@ -304,9 +256,7 @@ def _read_record(file: Path) -> dict[str, str]:
         with Image.open(file) as picture:
             found = dict(getattr(picture, "text", {}))
     except (OSError, ValueError, SyntaxError) as error:
-        raise InputError("No picture that can be read.", where=str(file), got=str(error), expected="a PNG") from None
+        raise InputError("No picture that can be read.", where=file, got=str(error), expected="a PNG") from None
     if "darkroom" not in found:
-        raise InputError(
-            "This picture does not say how it was made.", where=str(file), expected="a PNG that darkroom made"
-        )
+        raise InputError("This picture does not say how it was made.", where=file, expected="a PNG that darkroom made")
     return {name: str(value) for name, value in found.items()}

@@ -71,7 +71,7 @@ class Family(DiffusionPipeline):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         for term in cls.__dict__.get("terms", ()):
-            cls.options = {**cls.options, **term.options}
+            cls.settings = {**cls.settings, **term.settings}
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "task") and "__call__" not in cls.__dict__:
             parts = [cls.inputs, cls.task.inputs, *(term.Inputs for term in cls.terms)]
@@ -209,46 +209,36 @@ class Family(DiffusionPipeline):
 
 
 class RunView:
-    """The pipeline as a callback sees it: scheduler, scales and interruption are those of its own run."""
+    """The pipeline as a callback sees it: scheduler, scales, arguments and interruption are those of its own run."""
 
     def __init__(self, pipe: Family, run: Run, guidance: Any):
-        self.__dict__.update(_pipe=pipe, _run=run, _guide=guidance)
+        self.__dict__.update(_pipe=pipe, _run=run, _guidance=guidance)
 
     @property
     def __class__(self) -> type:  # type: ignore[override]
         return type(self._pipe)
 
-    def __getattr__(self, name: str) -> Any:
-        run, guide = self._run, self._guide
-        if name == "scheduler":
-            return run.scheduler
-        if name in ("interrupt", "_interrupt"):
-            return run.stop
-        if name in ("num_timesteps", "_num_timesteps"):
-            return len(run.timesteps)
-        plain = name.removeprefix("_")
-        if plain == "guidance_scale":
-            return guide.scale
-        if plain == "guidance_rescale":
-            return guide.rescale
-        if plain == "do_classifier_free_guidance":
-            return run.cond.negative is not None
-        if plain in type(run.inputs).__dataclass_fields__:
-            return getattr(run.inputs, plain)
-        return getattr(self._pipe, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
+    def _home(self, name: str) -> tuple[Any, str]:
+        """The object that holds what the reference calls `name`, with or without an underscore, and its name there."""
         plain = name.removeprefix("_")
         if plain == "interrupt":
-            self._run.stop = bool(value)
-        elif plain == "guidance_scale":
-            self._guide.scale = value
-        elif plain == "guidance_rescale":
-            self._guide.rescale = value
-        elif plain in type(self._run.inputs).__dataclass_fields__:
-            setattr(self._run.inputs, plain, value)
-        else:
-            setattr(self._pipe, name, value)
+            return self._run, "stop"
+        if plain in ("guidance_scale", "guidance_rescale"):
+            return self._guidance, plain.removeprefix("guidance_")
+        if plain == "scheduler":
+            return self._run, plain
+        known = plain in type(self._run.inputs).__dataclass_fields__
+        return (self._run.inputs, plain) if known else (self._pipe, name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.removeprefix("_") == "num_timesteps":
+            return len(self._run.timesteps)
+        if name == "do_classifier_free_guidance":
+            return self._run.cond.negative is not None
+        return getattr(*self._home(name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(*self._home(name), value)
 
 
 def _call_of(call_signature: inspect.Signature) -> Any:

@@ -46,6 +46,7 @@ class DiffusionPipeline:
     """
 
     options: ClassVar[Mapping[str, Any]] = {}  # values beside the components in model_index.json, with their defaults
+    settings: ClassVar[Mapping[str, Any]] = {}  # arguments of the constructor that are not written there
 
     config_name: ClassVar[str] = "model_index.json"
     _progress: Mapping[str, Any]
@@ -56,7 +57,7 @@ class DiffusionPipeline:
     def __init__(self, *args: Any, **values: Any):
         if self._init_parameters() is not None:
             return  # a constructor written by hand registers its components itself
-        cls, names = type(self).__name__, [*self.component_names(), *self.options]
+        cls, names = type(self).__name__, [*self.component_names(), *self.option_defaults()]
         values = {**dict(zip(names, args)), **values}
         if len(args) > len(names) or (unknown := sorted(set(values) - set(names))):
             got = f"{len(args)} values" if len(args) > len(names) else ", ".join(unknown)
@@ -66,6 +67,7 @@ class DiffusionPipeline:
             raise InputError("Components are missing.", where=cls, got=sorted(values), expected=", ".join(missing))
         self.register_modules(**{n: values.get(n) for n in self.component_names()})
         self.register_to_config(**{n: values.get(n, default) for n, default in self.options.items()})
+        self.__dict__.update({n: values.get(n, default) for n, default in self.settings.items()})
 
     def __new__(cls, *args: Any, **values: Any) -> Self:
         self = super().__new__(cls)
@@ -78,7 +80,7 @@ class DiffusionPipeline:
             kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
             optional = cls.optional_names()
             required = [inspect.Parameter(n, kind) for n in cls.component_names() if n not in optional]
-            rest = {n: None for n in cls.component_names() if n in optional} | dict(cls.options)
+            rest = {n: None for n in cls.component_names() if n in optional} | cls.option_defaults()
             given = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in rest.items()]
             cls.__signature__ = inspect.Signature([*required, *given])  # type: ignore[attr-defined]
 
@@ -118,7 +120,7 @@ class DiffusionPipeline:
     def option_defaults(cls) -> dict[str, Any]:
         parameters = cls._init_parameters()
         if parameters is None:
-            return dict(cls.options)
+            return {**cls.options, **cls.settings}
         return {n: p.default for n, p in parameters.items() if n not in cls.component_names()}
 
     def register_modules(self, **components: Any) -> None:
@@ -309,7 +311,8 @@ class DiffusionPipeline:
                 fix="Pass them as keyword arguments.",
             )
         defaults = cls.option_defaults()
-        kept = {n: pipeline.config.get(n, pipeline.config.get("_" + n, default)) for n, default in defaults.items()}
+        known = {**vars(pipeline), **{n.lstrip("_"): v for n, v in pipeline.config.items()}}
+        kept = {n: known.get(n, default) for n, default in defaults.items()}
         kept |= {n: v for n, v in kwargs.items() if n in defaults}
         unknown = sorted(set(kwargs) - set(names) - set(defaults))
         if unknown:

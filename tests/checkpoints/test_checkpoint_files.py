@@ -11,24 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.checkpoints.files import (
-    available_variants,
-    inside,
-    listing,
-    parse_weight_name,
-    plan,
-    plan_pipeline,
-    read_json,
-    weight_paths,
-)
+from darkroom.checkpoints.files import available_variants, inside, listing, parse_weight_name, plan, plan_pipeline, read_json, weight_paths
 from darkroom.errors import CheckpointError
 
 X = "diffusion_pytorch_model"
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["", ".", "..", "/etc/passwd", "a/../../b", "..\\b", "C:\\x", "C:x", "a\x00b", "__pycache__/x", "a/__init__.py", "//a", None, 3],
+    "name", ["", ".", "..", "/etc/passwd", "a/../../b", "..\\b", "C:\\x", "C:x", "a\x00b", "__pycache__/x", "a/__init__.py", "//a", None, 3]
 )
 def test_names_that_leave_the_folder_are_refused(name: object) -> None:
     with pytest.raises(CheckpointError):
@@ -112,8 +102,8 @@ NEW, OLD, PLAIN = shards(X + ".fp16-{}.safetensors", 2), shards(X + "-{}.fp16.sa
     ],
 )
 def test_plan(names: list[str], options: dict, files: list[str], index: str | None) -> None:
-    for listing in (names, names[::-1]):
-        chosen = plan(listing, X, **options)
+    for order in (names, names[::-1]):
+        chosen = plan(order, X, **options)
         assert (list(chosen.files), chosen.index) == (files, index)
         assert chosen.variant == options.get("variant") and chosen.format == files[0].rsplit(".")[-1]
 
@@ -140,7 +130,9 @@ def test_plans_that_cannot_be() -> None:
         plan(PLAIN[1:], X)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.fp16", "pytorch_lora_weights.safetensors", "model_index.json", "x.safetensors", "model.onnx"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.fp16", "pytorch_lora_weights.safetensors", "model_index.json", "x.safetensors", "model.onnx"]
+)
 def test_other_files_are_no_weights(name: str) -> None:
     assert parse_weight_name(name) is None
 
@@ -175,20 +167,28 @@ def test_index_names_stay_in_the_folder(tmp_path: Path) -> None:
 
 def test_layouts_as_the_reference_writes_them(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
-    from darkroom.checkpoints.weights import open_weights
+    from darkroom.checkpoints.weights import Weights
 
-    unet = diffusers.UNet2DModel(block_out_channels=(8, 8), norm_num_groups=2, layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+    unet = diffusers.UNet2DModel(
+        block_out_channels=(8, 8),
+        norm_num_groups=2,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     shapes = {k: tuple(v.shape) for k, v in unet.state_dict().items()}
     for variant in (None, "fp16"):
         for size in ("10GB", "20KB"):
             for safe in (True, False):
                 folder = tmp_path / f"{variant}-{size}-{safe}"
-                unet.to(torch.float16 if variant else torch.float32).save_pretrained(folder, variant=variant, max_shard_size=size, safe_serialization=safe)
+                unet.to(torch.float16 if variant else torch.float32).save_pretrained(
+                    folder, variant=variant, max_shard_size=size, safe_serialization=safe
+                )
                 names = listing(folder)
                 assert available_variants(names) == ((variant,) if variant else ())
                 chosen = plan(names, X, variant=variant)
                 assert set(chosen.files) | {chosen.index} - {None} == set(names) - {"config.json"} - ({None} if chosen.index else set())
                 assert (chosen.index is not None) == (size == "20KB") and chosen.format == ("safetensors" if safe else "bin")
-                entries = open_weights(weight_paths(folder, chosen)).entries
+                entries = Weights(weight_paths(folder, chosen)).entries
                 assert {k: e.shape for k, e in entries.items()} == shapes
                 assert {e.dtype for e in entries.values()} == {torch.float16 if variant else torch.float32}

@@ -37,7 +37,14 @@ def clip(folder: Path, seed: int = 0, **options: object):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32, "max_position_embeddings": 8}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 32,
+        "max_position_embeddings": 8,
+    }
     model = CLIPTextModel(CLIPTextConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=1))
     with quiet_transformers():
         model.save_pretrained(folder, **options)
@@ -99,13 +106,18 @@ def test_own_classes() -> None:
     assert component_class("s", "stable_diffusion", "StableDiffusionSafetyChecker") is StableDiffusionSafetyChecker
     assert library_of(StableDiffusionSafetyChecker) == ("stable_diffusion", "StableDiffusionSafetyChecker")
     assert library_of(DDIMScheduler) == ("diffusers", "DDIMScheduler")
-    assert component_class("u", *library_of(Toy)) is Toy and library_of(Toy) == (Toy.__module__, "Toy")  # of a module that was imported before
+    assert component_class("u", *library_of(Toy)) is Toy and library_of(Toy) == (
+        Toy.__module__,
+        "Toy",
+    )  # of a module that was imported before
 
 
 PAIRS = [
     ("os", "system"), ("subprocess", "Popen"), ("builtins", "eval"), ("torch", "load"), ("torch.nn", "Linear"), ("transformers", "pipeline"),
-    ("transformers", "AutoModel"), ("transformers", "__loader__"), ("transformers", "no_such"), ("transformers", "utils"), ("diffusers", "Nothing"),
-    ("antigravity", "x"), ("this", "Toy"), ("stable_diffusion", "Popen"), ("unet.evil", "Toy"), ("diffusers.models", "UNet2DModel"), ("darkroom", "load_image"),
+    ("transformers", "AutoModel"), ("transformers", "__loader__"), ("transformers", "no_such"), ("transformers", "utils"),
+    ("diffusers", "Nothing"),
+    ("antigravity", "x"), ("this", "Toy"), ("stable_diffusion", "Popen"),
+    ("unet.evil", "Toy"), ("diffusers.models", "UNet2DModel"), ("darkroom", "load_image"),
     ("pathlib", "Path"), ("collections", "OrderedDict"),
 ]  # fmt: skip
 
@@ -256,6 +268,49 @@ def test_transformers_components(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert out == "" and err == "" and not caplog.records
 
 
+def test_side_by_side(tmp_path: Path, public: None) -> None:
+    """transformers changes settings of the whole process while it builds; nothing of that may leak, whatever runs beside it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    models = {"a": clip(tmp_path / "a", 1), "b": clip(tmp_path / "b", 2)}
+    toy(layers=20).save_pretrained(tmp_path / "c")
+    init = torch.nn.init.kaiming_uniform_
+
+    def load(name: str) -> object:
+        library, cls = ("diffusers", "Toy") if name == "c" else ("transformers", "CLIPTextModel")
+        return load_component(name, library, cls, tmp_path, dtype=torch.float16)
+
+    with ThreadPoolExecutor(4) as pool:
+        for name, loaded in zip("abc" * 8, pool.map(load, "abc" * 8)):
+            assert loaded.dtype == torch.float16
+            if name == "c":
+                assert loaded.table.dtype == torch.float32
+            else:
+                assert same(models[name].half(), loaded)
+    assert torch.get_default_dtype() == torch.float32 and torch.nn.init.kaiming_uniform_ is init
+
+
+@pytest.mark.parametrize("name", ["T5EncoderModel", "CLIPTextModelWithProjection", "StableDiffusionSafetyChecker"])
+def test_text_encoders_are_whole(tmp_path: Path, name: str) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 4}
+    if name == "T5EncoderModel":
+        config = transformers.T5Config(d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=32)
+        cls = transformers.T5EncoderModel
+    elif name == "CLIPTextModelWithProjection":
+        config, cls = transformers.CLIPTextConfig(**sizes, vocab_size=32), transformers.CLIPTextModelWithProjection
+    else:
+        text = {**sizes, "vocab_size": 32}
+        config = transformers.CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 8, "patch_size": 4}, projection_dim=4)
+        cls = component_class("c", "stable_diffusion", name)
+    with quiet_transformers():
+        model = cls(config)
+        model.save_pretrained(tmp_path / "c")
+    library = "stable_diffusion" if name.startswith("Stable") else "transformers"
+    assert same(model, load_component("c", library, name, tmp_path))
+
+
 def test_broken_components_are_named(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -291,7 +346,9 @@ def test_broken_components_are_named(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_is_no_component(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "StableDiffusionPipeline"]}')
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "StableDiffusionPipeline"]}'
+    )
     with pytest.raises(CheckpointError, match="unet"):
         load_component("unet", "diffusers", "StableDiffusionPipeline", tmp_path)
 
@@ -307,7 +364,13 @@ def test_quiet_restores() -> None:
 
 # ---- the hub
 
-INDEX = {"_class_name": "P", "unet": ["diffusers", "UNet2DConditionModel"], "text": ["transformers", "CLIPTextModel"], "tok": ["transformers", "CLIPTokenizer"], "gone": [None, None]}
+INDEX = {
+    "_class_name": "P",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "text": ["transformers", "CLIPTextModel"],
+    "tok": ["transformers", "CLIPTokenizer"],
+    "gone": [None, None],
+}
 REPO = [
     "README.md", "model_index.json", ".gitattributes", "v1.safetensors", "v1.ckpt", "image.png", "unet/config.json", f"unet/{X}.safetensors",
     f"unet/{X}.fp16.safetensors", f"unet/{X}.bin", "text/config.json", "text/model.safetensors", "text/pytorch_model.bin", "text/flax_model.msgpack",
@@ -318,14 +381,23 @@ REPO = [
 def test_files_of_a_pipeline() -> None:
     index = ModelIndex.parse(INDEX)
     always = {"README.md", "model_index.json", "tok/vocab.json", "tok/merges.txt"}
-    assert set(pipeline_files(REPO, index)) == always | {"unet/config.json", f"unet/{X}.safetensors", "text/config.json", "text/model.safetensors"}
+    assert set(pipeline_files(REPO, index)) == always | {
+        "unet/config.json",
+        f"unet/{X}.safetensors",
+        "text/config.json",
+        "text/model.safetensors",
+    }
     chosen = set(pipeline_files(REPO, index, variant="fp16", skip=["text"]))
     assert chosen == always | {"unet/config.json", f"unet/{X}.fp16.safetensors"}
     assert f"unet/{X}.bin" in pipeline_files(REPO, index, use_safetensors=False)
     with pytest.raises(CheckpointError, match="fp16"):
         pipeline_files(REPO, index, variant="bf16")
     flat = ModelIndex.parse({"_class_name": "P", "text": ["transformers", "CLIPTextModel"]})
-    assert set(pipeline_files(["config.json", "model.safetensors", "x.ckpt", "model_index.json"], flat)) == {"config.json", "model.safetensors", "model_index.json"}
+    assert set(pipeline_files(["config.json", "model.safetensors", "x.ckpt", "model_index.json"], flat)) == {
+        "config.json",
+        "model.safetensors",
+        "model_index.json",
+    }
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "./x", "../x", "a//b", "-a", "a--b", "a/b..c", "x" * 200, "", "a b", "http://x/y", "a/"])
@@ -401,7 +473,13 @@ def server():
 
 
 def client(endpoint: str, cache: Path, *calls: object) -> list:
-    environment = _environment() | {"HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_environmentsecret"}
+    environment = _environment() | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "hf_environmentsecret",
+    }
     done = subprocess.run([sys.executable, "-c", CLIENT, json.dumps(calls)], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -430,7 +508,13 @@ def test_download(tmp_path: Path, server: str) -> None:
     dead = "http://127.0.0.1:9"
     calls = [("pipeline", ["org/repo"], {"variant": "fp16", "skip": ["text"], "local_files_only": local}) for local in (True, False)]
     online = len(Hub.log)
-    got = client(dead, tmp_path, *calls, ("locate", ["org/other"], {"choose": True, "token": token}), ("pipeline", ["org/repo"], {"revision": "none"}))
+    got = client(
+        dead,
+        tmp_path,
+        *calls,
+        ("locate", ["org/other"], {"choose": True, "token": token}),
+        ("pipeline", ["org/repo"], {"revision": "none"}),
+    )
     assert all(set(wanted) <= set(files) for files in got[:2]) and len(Hub.log) == online
     assert "could not be fetched" in got[2] and "org/other" in got[2] and "secret" not in got[2] and "none" in got[3]
 
@@ -455,7 +539,12 @@ def test_networks_that_the_reference_wrote(tmp_path: Path) -> None:
     from darkroom.models.autoencoder_kl import AutoencoderKL
 
     torch.manual_seed(0)
-    options = {"block_out_channels": (8,), "down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",), "norm_num_groups": 2}
+    options = {
+        "block_out_channels": (8,),
+        "down_block_types": ("DownEncoderBlock2D",),
+        "up_block_types": ("UpDecoderBlock2D",),
+        "norm_num_groups": 2,
+    }
     theirs = diffusers.AutoencoderKL(**options)
     theirs.save_pretrained(tmp_path / "a", max_shard_size="20KB")
     ours = AutoModel.from_pretrained(tmp_path / "a")

@@ -69,7 +69,9 @@ def test_other_variants_stay_and_stale_shards_go(tmp_path: Path) -> None:
     toy(2, layers=4).save_pretrained(folder, variant="fp16", max_shard_size=300)
     assert same(Toy.from_pretrained(folder), toy(1, layers=4)) and same(Toy.from_pretrained(folder, variant="fp16"), toy(2, layers=4))
     toy(3, layers=4).save_pretrained(folder)
-    assert f"{X}.safetensors" in names(folder) and not [n for n in names(folder) if n.startswith(f"{X}-") or n == f"{X}.safetensors.index.json"]
+    assert f"{X}.safetensors" in names(folder) and not [
+        n for n in names(folder) if n.startswith(f"{X}-") or n == f"{X}.safetensors.index.json"
+    ]
     assert (folder / "README.md").read_text() == "mine"
     assert same(Toy.from_pretrained(folder), toy(3, layers=4)) and same(Toy.from_pretrained(folder, variant="fp16"), toy(2, layers=4))
     toy(4, layers=4).save_pretrained(folder, safe_serialization=False)  # the older safetensors would be preferred
@@ -87,7 +89,14 @@ def test_saving_over_the_files_that_are_mapped(tmp_path: Path) -> None:
 
 
 def test_options_without_meaning(tmp_path: Path) -> None:
-    for options in ({"variant": "../x"}, {"variant": "a-b"}, {"variant": ""}, {"max_shard_size": "big"}, {"max_shard_size": 0}, {"max_shard_size": "-1GB"}):
+    for options in (
+        {"variant": "../x"},
+        {"variant": "a-b"},
+        {"variant": ""},
+        {"max_shard_size": "big"},
+        {"max_shard_size": 0},
+        {"max_shard_size": "-1GB"},
+    ):
         with pytest.raises(InputError):
             toy().save_pretrained(tmp_path / "m", **options)
     with torch.device("meta"):

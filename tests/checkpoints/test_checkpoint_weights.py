@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints.toy import Tied, Toy, same, toy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-from checkpoints.toy import Tied, Toy, same, toy
 from torch import nn
 
 from darkroom.checkpoints import weights as module
@@ -141,7 +141,9 @@ def test_cast_over_several_files_and_chunks(tmp_path: Path, monkeypatch: pytest.
     source, state = toy(layers=5), {}
     state = source.state_dict()
     names = sorted(state)
-    files = saved(tmp_path / "a.safetensors", {k: state[k] for k in names[::2]}) + saved(tmp_path / "b.safetensors", {k: state[k] for k in names[1::2]})
+    files = saved(tmp_path / "a.safetensors", {k: state[k] for k in names[::2]}) + saved(
+        tmp_path / "b.safetensors", {k: state[k] for k in names[1::2]}
+    )
     target = meta(layers=5)
     load_weights(target, files, dtype=torch.bfloat16, keep_in_float32=("norm",))
     for name, tensor in target.state_dict().items():
@@ -273,13 +275,17 @@ def test_hostile_pickles(tmp_path: Path) -> None:
 
 def test_writer_and_the_other_reader(tmp_path: Path) -> None:
     tensors = {
-        "f": torch.randn(3, 5), "h": torch.randn(7).half(), "b": torch.randn(2, 2).bfloat16(), "n": torch.tensor(5), "u": torch.arange(3, dtype=torch.uint8),
+        "f": torch.randn(3, 5), "h": torch.randn(7).half(), "b": torch.randn(2, 2).bfloat16(),
+        "n": torch.tensor(5), "u": torch.arange(3, dtype=torch.uint8),
         "t": torch.randn(4, 6).T, "e": torch.zeros(0, 3), "q": torch.randn(4).to(torch.float8_e4m3fn), "x": torch.ones(2) > 0,
     }  # fmt: skip
     write_safetensors(tmp_path / "x.safetensors", tensors)
     loaded = load_file(tmp_path / "x.safetensors")
     assert loaded.keys() == tensors.keys()
-    assert all(torch.equal(loaded[k].view(torch.uint8) if k == "q" else loaded[k], t.view(torch.uint8) if k == "q" else t) for k, t in tensors.items())
+    assert all(
+        torch.equal(loaded[k].view(torch.uint8) if k == "q" else loaded[k], t.view(torch.uint8) if k == "q" else t)
+        for k, t in tensors.items()
+    )
     with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert read_header(tmp_path / "x.safetensors").keys() == tensors.keys()

@@ -77,9 +77,7 @@ def test_fill_and_crop(resize_mode, size, crop):
         same(ours, reference.preprocess(image, height, width, resize_mode, crop))
 
 
-@pytest.mark.parametrize(
-    "factor,height,width", [(8, *s) for s in SIZES] + [(1, None, None), (1, 50, 33), (16, None, 50)]
-)
+@pytest.mark.parametrize("factor,height,width", [(8, *s) for s in SIZES] + [(1, None, None), (1, 50, 33), (16, None, 50)])
 @pytest.mark.parametrize(
     "image",
     [
@@ -153,9 +151,7 @@ def reference_mask(mask, height, width, resize_mode="default", crop=None):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "RGBA", "P"])
-@pytest.mark.parametrize(
-    "resize_mode,crop", [("default", None), ("fill", (2, 1, 50, 60)), ("fill", None), ("crop", None)]
-)
+@pytest.mark.parametrize("resize_mode,crop", [("default", None), ("fill", (2, 1, 50, 60)), ("fill", None), ("crop", None)])
 def test_mask_pil(mode, resize_mode, crop):
     mask = blob(64, 80, (10, 20, 40, 70), mode)
     for height, width in SIZES[1:]:
@@ -191,6 +187,13 @@ def test_mask_arrays(mask, height, width):
     assert ours.dtype == torch.float32 and set(ours.unique().tolist()) == {0.0, 1.0}
 
 
+def test_half_is_one():
+    mask = torch.tensor([[0.5, 0.4999999]])
+    assert media.mask_to_tensor(mask, height=1, width=2, factor=1).tolist() == [[[[1.0, 0.0]]]]
+    processor = media.VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True, vae_scale_factor=1)
+    assert processor.preprocess(mask).tolist() == [[[[1.0, 0.0]]]]
+
+
 def test_mask_of_bools():
     """The reference cannot resize them."""
     mask = array(16, 16) > 0.5
@@ -203,12 +206,12 @@ def test_mask_of_bools():
 
 def test_crop_region():
     rng = np.random.default_rng(0)
-    for _ in range(200):
-        w, h, width, height = (int(v) for v in rng.integers(20, 200, 4))
+    for _ in range(500):
+        w, h, width, height = (int(v) for v in rng.integers(5, 40, 4))
         x, y = np.sort(rng.integers(0, w, 2)), np.sort(rng.integers(0, h, 2))
         mask = Image.new("L", (w, h))
         mask.paste(int(rng.integers(1, 256)), (int(x[0]), int(y[0]), int(x[1]) + 1, int(y[1]) + 1))
-        pad = int(rng.integers(0, 40))
+        pad = int(rng.integers(0, 9))
         assert media.crop_region(mask, width, height, pad) == Reference.get_crop_region(mask, width, height, pad)
 
 
@@ -406,9 +409,7 @@ def test_processor_helpers():
     same(ours.resize(x, 5, 9), theirs.resize(x, 5, 9))
     same(ours.resize(channels_last, 5, 9), theirs.resize(channels_last, 5, 9))
     same(ours.postprocess(x, "pt", [True, False]), theirs.postprocess(x, "pt", [True, False]))
-    assert ours.get_crop_region(blob(64, 64, (5, 5, 20, 40)), 32, 32, 4) == theirs.get_crop_region(
-        blob(64, 64, (5, 5, 20, 40)), 32, 32, 4
-    )
+    assert ours.get_crop_region(blob(64, 64, (5, 5, 20, 40)), 32, 32, 4) == theirs.get_crop_region(blob(64, 64, (5, 5, 20, 40)), 32, 32, 4)
     mask = blob(50, 40, (5, 5, 20, 30))
     same(ours.apply_overlay(mask, image, image.rotate(180)), theirs.apply_overlay(mask, image, image.rotate(180)))
     assert media.VaeImageProcessor.from_config(theirs.config).config == ours.config
@@ -454,11 +455,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.files = {
-            "/a.png": encoded(picture(40, 30)),
-            "/rotated.png": rotated(),
-            "/no.png": b"<html>not found</html>",
-        }
+        server.files = {"/a.png": encoded(picture(40, 30)), "/rotated.png": rotated(), "/no.png": b"<html>not found</html>"}
         server.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -506,8 +503,10 @@ def test_load_url_failures(server):
     }.items():
         with pytest.raises(InputError, match=said):
             utils.load_image(server.url + path, allow_private=True)
-    with pytest.raises(InputError, match="at most 20000 bytes"):
-        utils.load_image(server.url + "/big.png", allow_private=True, max_bytes=20000)
+    size = len(server.files["/big.png"])
+    assert utils.load_image(server.url + "/big.png", allow_private=True, max_bytes=size).size == (300, 300)
+    with pytest.raises(InputError, match=f"at most {size - 1} bytes"):
+        utils.load_image(server.url + "/big.png", allow_private=True, max_bytes=size - 1)
     with pytest.raises(InputError, match="not finished|timed out"):
         utils.load_image(server.url + "/a.png", allow_private=True, timeout=1e-6)
     with pytest.raises(InputError) as caught:
@@ -522,11 +521,13 @@ def test_load_url_failures(server):
 )  # fmt: skip
 @pytest.mark.parametrize("scheme", ["http", "HTTPS"])
 def test_private_addresses_are_refused(host, scheme):
-    with pytest.raises(InputError, match="not public|getaddrinfo|gaierror|No address|not known"):
+    with pytest.raises(InputError, match="not public"):
         utils.load_image(f"{scheme}://{host}:9/a.png")
 
 
 def test_public_addresses():
+    inside = "::ffff:100.64.0.1", "::ffff:224.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:a00:1::", "ff02::1", "fe80::1%1"
+    assert not any(utils._is_public(a) for a in inside)
     assert all(utils._is_public(a) for a in ("8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8", "::ffff:8.8.8.8"))
 
 
@@ -547,17 +548,13 @@ def test_the_checked_address_is_the_one_that_is_used(server, monkeypatch):
         return [(2, 1, 6, "", ("127.0.0.1" if len(asked) == 1 else "10.0.0.1", port))]
 
     real = utils.socket.getaddrinfo
-    monkeypatch.setattr(
-        utils.socket, "getaddrinfo", lambda h, p, *a, **k: resolve(h, p) if h == "rebind.test" else real(h, p, *a, **k)
-    )
+    monkeypatch.setattr(utils.socket, "getaddrinfo", lambda h, p, *a, **k: resolve(h, p) if h == "rebind.test" else real(h, p, *a, **k))
     monkeypatch.setattr(utils, "_is_public", lambda address: address == "127.0.0.1")
     same(utils.load_image(f"http://rebind.test:{server.server_port}/a.png"), picture(40, 30))
     assert asked == ["rebind.test"]
 
 
-@pytest.mark.parametrize(
-    "source", ["missing.png", "ftp://example.org/a.png", "data:image/png;base64,AAAA", "http://[", "http://", 7, None]
-)
+@pytest.mark.parametrize("source", ["missing.png", "ftp://example.org/a.png", "data:image/png;base64,AAAA", "http://[", "http://", 7, None])
 def test_bad_sources(source):
     with pytest.raises(InputError):
         utils.load_image(source)
@@ -579,9 +576,6 @@ def test_grid_and_conversions():
     with pytest.raises(InputError, match="2 x 2"):
         utils.make_image_grid(images, 2, 2)
     x, gray = torch.randn(2, 3, 8, 8), array(2, 8, 8, 1)
-    for ours, theirs in (
-        (utils.pt_to_pil(x), reference_pt_to_pil(x)),
-        (utils.numpy_to_pil(gray), reference_numpy_to_pil(gray)),
-    ):
+    for ours, theirs in ((utils.pt_to_pil(x), reference_pt_to_pil(x)), (utils.numpy_to_pil(gray), reference_numpy_to_pil(gray))):
         for a, b in zip(ours, theirs, strict=True):
             same(a, b)

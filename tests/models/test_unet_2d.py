@@ -28,10 +28,7 @@ SCORE = {  # NCSN++, the attention of skip blocks has norms of 32 groups
     "time_embedding_type": "fourier",
     "mid_block_scale_factor": 1.41421356237,
 }
-ATTENTION_FIRST = {
-    "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
-}
+ATTENTION_FIRST = {"down_block_types": ("AttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "AttnUpBlock2D")}
 CONFIGS: dict[str, dict] = {
     "plain": {},
     "sampled by convolutions": ATTENTION_FIRST | {"downsample_padding": 0, "sample_size": 8},
@@ -81,10 +78,7 @@ def pair(**options):
 def inputs(**options):
     c = UNet2DModel.Config(**(TINY | options))
     g = torch.Generator().manual_seed(1)
-    classes = {
-        "timestep": torch.tensor([20, 700]),
-        "identity": torch.randn(2, 4 * c.block_out_channels[0], generator=g),
-    }
+    classes = {"timestep": torch.tensor([20, 700]), "identity": torch.randn(2, 4 * c.block_out_channels[0], generator=g)}
     return {
         "sample": torch.randn(2, c.in_channels, 8, 8, generator=g),
         "timestep": torch.tensor([0.4, 31.0]) if c.time_embedding_type == "fourier" else torch.tensor([7, 541]),
@@ -117,9 +111,7 @@ def test_odd_sizes_and_fractions_of_timesteps_where_the_reference_fails():
     reference, ours = pair()
     assert ours(torch.randn(1, 3, 7, 9), 5).sample.shape == (1, 3, 7, 9)
     x = torch.randn(1, 3, 8, 8)
-    assert_same(
-        ours(x, 5.5).sample, reference(x, torch.tensor(5.5)).sample
-    )  # given as a number, it cuts the fraction off
+    assert_same(ours(x, 5.5).sample, reference(x, torch.tensor(5.5)).sample)  # given as a number, it cuts the fraction off
     assert not torch.allclose(ours(x, 5.5).sample, ours(x, 5).sample, atol=1e-4)
 
 

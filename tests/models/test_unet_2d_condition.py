@@ -1,4 +1,4 @@
-"""UNet2DConditionModel beside the reference: the same tensors, the same numbers, over the configurations that checkpoints use."""
+"""UNet2DConditionModel beside the reference: the same tensors and numbers for the configurations in use."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import torch
 
 from darkroom.core.attention import eager, sdpa
 from darkroom.errors import ConfigError, InputError
+from darkroom.models.layers.transformer import Conditions
 from darkroom.models.unet_2d_condition import UNet2DConditionModel
 
 diffusers = pytest.importorskip("diffusers")
 
-TWO = {
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}
+TWO = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
 TINY = {
     "block_out_channels": (16, 32),
     "layers_per_block": 1,
@@ -60,10 +58,7 @@ CONFIGS: dict[str, dict] = {
     "sd2": {"use_linear_projection": True, "upcast_attention": True, "attention_head_dim": (2, 4)},
     "sdxl": THREE | SDXL | {"transformer_layers_per_block": (1, 2, 3), "use_linear_projection": True},
     "nested depth": THREE
-    | {
-        "transformer_layers_per_block": ((1,), (2,), (3,)),
-        "reverse_transformer_layers_per_block": ((1, 2), (2, 1), (1, 1)),
-    },
+    | {"transformer_layers_per_block": ((1,), (2,), (3,)), "reverse_transformer_layers_per_block": ((1, 2), (2, 1), (1, 1))},
     "two layers": {"transformer_layers_per_block": 2, "layers_per_block": 2},
     "lcm": {"time_cond_proj_dim": 6},
     "inpaint": {"in_channels": 9, "sample_size": 8},
@@ -74,17 +69,9 @@ CONFIGS: dict[str, dict] = {
     "class simple projection": {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 10},
     "class concat": {"class_embed_type": "timestep", "class_embeddings_concat": True},
     "text": {"addition_embed_type": "text", "addition_embed_type_num_heads": 4},
-    "text from wide states": {
-        "addition_embed_type": "text",
-        "addition_embed_type_num_heads": 2,
-        "encoder_hid_dim": 20,
-    },
+    "text from wide states": {"addition_embed_type": "text", "addition_embed_type_num_heads": 2, "encoder_hid_dim": 20},
     "text_proj": {"encoder_hid_dim": 20, "encoder_hid_dim_type": "text_proj"},
-    "kandinsky 2.1": {
-        "addition_embed_type": "text_image",
-        "encoder_hid_dim": 20,
-        "encoder_hid_dim_type": "text_image_proj",
-    },
+    "kandinsky 2.1": {"addition_embed_type": "text_image", "encoder_hid_dim": 20, "encoder_hid_dim_type": "text_image_proj"},
     "kandinsky 2.2": {"addition_embed_type": "image", "encoder_hid_dim": 20, "encoder_hid_dim_type": "image_proj"},
     "kandinsky 2.2 hint": {
         "addition_embed_type": "image_hint",
@@ -94,13 +81,10 @@ CONFIGS: dict[str, dict] = {
     },
     "only cross": {"only_cross_attention": True},
     "only cross somewhere": {"only_cross_attention": (True, False)},
-    "simple": SIMPLE
-    | {"resnet_skip_time_act": True, "resnet_out_scale_factor": 1.4, "resnet_time_scale_shift": "scale_shift"},
-    "simple only cross": SIMPLE
-    | {"only_cross_attention": True, "cross_attention_norm": "layer_norm", "cross_attention_dim": 32},
+    "simple": SIMPLE | {"resnet_skip_time_act": True, "resnet_out_scale_factor": 1.4, "resnet_time_scale_shift": "scale_shift"},
+    "simple only cross": SIMPLE | {"only_cross_attention": True, "cross_attention_norm": "layer_norm", "cross_attention_dim": 32},
     "simple mid only cross": SIMPLE | {"mid_block_only_cross_attention": True},
-    "simple group norm": SIMPLE
-    | {"cross_attention_norm": "group_norm", "cross_attention_dim": 64, "attention_head_dim": (4, 8)},
+    "simple group norm": SIMPLE | {"cross_attention_norm": "group_norm", "cross_attention_dim": 64, "attention_head_dim": (4, 8)},
     "simple mid in a plain net": {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "resnet_skip_time_act": True},
     "mid without attention": {"mid_block_type": "UNetMidBlock2D", "mid_block_scale_factor": 1.3},
     "no mid": {"mid_block_type": None},
@@ -203,9 +187,7 @@ def test_odd_sizes_where_the_reference_fails():
     assert ours(**inputs(size=(7, 9), **SIMPLE)).sample.shape == (2, 4, 7, 9)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, SIMPLE, SIMPLE | {"only_cross_attention": True}], ids=["plain", "simple", "only cross"]
-)
+@pytest.mark.parametrize("options", [{}, SIMPLE, SIMPLE | {"only_cross_attention": True}], ids=["plain", "simple", "only cross"])
 @torch.no_grad()
 def test_masks_of_the_context(options):
     reference, ours = pair(**options)
@@ -253,10 +235,7 @@ def test_residuals_of_a_controlnet():
 @pytest.mark.parametrize("middle", [False, True])
 @torch.no_grad()
 def test_residuals_of_an_adapter(key, middle):
-    options = {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    }
+    options = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
     reference, ours = pair(**options)
     arguments = inputs(**options)
     given = [torch.randn(2, 16, 4, 4), torch.randn(2, 32, 4, 4)] + [torch.randn(2, 32, 4, 4)] * middle
@@ -280,10 +259,7 @@ def test_batch_equals_rows():
     _, ours = pair()
     arguments = inputs()
     whole = ours(**arguments).sample
-    rows = [
-        ours(arguments["sample"][i : i + 1], arguments["timestep"][i], arguments["encoder_hidden_states"][i : i + 1])
-        for i in (0, 1)
-    ]
+    rows = [ours(arguments["sample"][i : i + 1], arguments["timestep"][i], arguments["encoder_hidden_states"][i : i + 1]) for i in (0, 1)]
     torch.testing.assert_close(torch.cat([r.sample for r in rows]), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -345,9 +321,7 @@ def test_dual_attention_mixes_two_transformers():
     ours = UNet2DConditionModel(**TINY, dual_cross_attention=True)
     assert set(ours.state_dict()) == set(reference.state_dict())
     ours.load_state_dict(reference.state_dict())
-    # the reference's whole network cannot be called so (its blocks pass a mask that the layer does not take): compare the layer
-    from darkroom.models.layers.transformer import Conditions
-
+    # the reference's whole network cannot be called so: its blocks pass a mask that the layer does not take
     x, context = torch.randn(2, 16, 4, 4), torch.randn(2, 77 + 257, 12)
     mine = ours.down_blocks[0].attentions[0](x, Conditions(torch.zeros(2, 64), context))
     assert_same(mine, reference.down_blocks[0].attentions[0](x, encoder_hidden_states=context).sample)
@@ -436,11 +410,7 @@ def test_options_that_mean_nothing(field, options):
         ("class_labels", CONFIGS["class timestep"], {"class_labels": None}),
         ("added_cond_kwargs", CONFIGS["sdxl"], {"added_cond_kwargs": None}),
         ("added_cond_kwargs", CONFIGS["sdxl"], {"added_cond_kwargs": {"text_embeds": torch.zeros(2, 8)}}),
-        (
-            "time_ids",
-            CONFIGS["sdxl"],
-            {"added_cond_kwargs": {"text_embeds": torch.zeros(2, 8), "time_ids": torch.zeros(2, 5)}},
-        ),
+        ("time_ids", CONFIGS["sdxl"], {"added_cond_kwargs": {"text_embeds": torch.zeros(2, 8), "time_ids": torch.zeros(2, 5)}}),
         ("added_cond_kwargs", CONFIGS["kandinsky 2.1"], {"added_cond_kwargs": {}}),
         ("added_cond_kwargs", CONFIGS["kandinsky 2.2"], {"added_cond_kwargs": {}}),
     ],
@@ -467,7 +437,9 @@ def test_stable_diffusion_width():
         reference = diffusers.UNet2DConditionModel(cross_attention_dim=768).eval()
         ours = UNet2DConditionModel(cross_attention_dim=768).eval()
     shapes = {name: t.shape for name, t in reference.state_dict().items()}
-    weights = {n: torch.empty(s).uniform_(-1, 1).mul_(max(s[1:].numel(), 4) ** -0.5) for n, s in shapes.items()}
+    noise, weights = torch.rand(30_000_000) * 0.04 - 0.02, {}
+    for i, (name, shape) in enumerate(shapes.items()):  # views of one tensor: 860 million numbers take minutes to draw
+        weights[name] = torch.rand(shape) if len(shape) == 1 else noise[i : i + shape.numel()].view(shape)
     reference.load_state_dict(weights, assign=True)
     ours.load_state_dict(weights, assign=True)
     arguments = torch.randn(1, 4, 16, 16), 321, torch.randn(1, 77, 768)

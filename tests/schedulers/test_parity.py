@@ -14,12 +14,7 @@ import torch
 from darkroom import schedulers
 
 NAMES = [name for name in schedulers.__all__ if name not in ("Scheduler", "KarrasScheduler", "SchedulerOutput")]
-SIGMA_SPACE = (
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "LMSDiscreteScheduler",
-)
+SIGMA_SPACE = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler")
 DPM = "DPMSolverMultistepScheduler"
 SHAPE = (2, 3, 4, 4)
 
@@ -36,9 +31,7 @@ def seeded(seed=0, shape=SHAPE, dtype=torch.float32):
 
 def network(x, t):
     """A fixed, smooth stand-in for a denoiser."""
-    return 0.7 * torch.tanh(x.float()).to(x.dtype) + 0.2 * torch.sin(
-        torch.arange(x[0].numel()) + float(t) / 300
-    ).reshape(x[0].shape).to(x)
+    return 0.7 * torch.tanh(x.float()).to(x.dtype) + 0.2 * torch.sin(torch.arange(x[0].numel()) + float(t) / 300).reshape(x[0].shape).to(x)
 
 
 def close(mine, ref, tol=1e-5):
@@ -210,9 +203,7 @@ def test_pndm_from_the_middle(begin):
     walk(*ready("PNDMScheduler", skip_prk_steps=True, steps_offset=1), begin=begin)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in NAMES if "generator" in inspect.signature(getattr(schedulers, n).step).parameters]
-)
+@pytest.mark.parametrize("name", [n for n in NAMES if "generator" in inspect.signature(getattr(schedulers, n).step).parameters])
 def test_a_list_of_generators(name):
     def make():
         return [torch.Generator().manual_seed(i) for i in (5, 6)]
@@ -242,13 +233,7 @@ def test_ddpm_learned_variance(variance_type):
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_euler_churn(prediction_type):
-    walk(
-        *ready("EulerDiscreteScheduler", prediction_type=prediction_type),
-        s_churn=4.0,
-        s_tmin=0.5,
-        s_tmax=12.0,
-        s_noise=1.003,
-    )
+    walk(*ready("EulerDiscreteScheduler", prediction_type=prediction_type), s_churn=4.0, s_tmin=0.5, s_tmax=12.0, s_noise=1.003)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])

@@ -261,7 +261,9 @@ def plan_pipeline(
         try:
             plans[name] = plan(names, stem, variant=own, use_safetensors=use_safetensors)
         except CheckpointError as error:
-            raise CheckpointError(error.what, where=f"{name}/{error.where}", got=error.got, expected=error.expected, fix=error.fix) from None
+            raise CheckpointError(
+                error.what, where=f"{name}/{error.where}", got=error.got, expected=error.expected, fix=error.fix
+            ) from None
     return plans
 
 

@@ -160,16 +160,15 @@ def locate(
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     root = _local(path_or_id)
     if root is None:
-        if callable(files):
-            patterns = ["config.json"]
+        select = files if callable(files) else None
+        patterns = ["config.json"] if select else [*_TEXT, "*.safetensors"] if files is None else list(files)  # type: ignore[arg-type]
 
-            def choose(paths: list[str], root: Path) -> list[str]:
-                return [prefix + name for name in files([p[len(prefix) :] for p in paths if p.startswith(prefix)])]
-        else:
-            patterns, choose = [*_TEXT, "*.safetensors"] if files is None else list(files), None
+        def choose(paths: list[str], root: Path) -> list[str]:
+            return [prefix + name for name in select([p[len(prefix) :] for p in paths if p.startswith(prefix)])]
+
         root = _fetch(
-            str(path_or_id), [glob.escape(prefix) + p for p in patterns], choose, revision=revision, cache_dir=cache_dir, token=token,
-            local_files_only=local_files_only, force_download=force_download,
+            str(path_or_id), [glob.escape(prefix) + p for p in patterns], choose if select else None, revision=revision,
+            cache_dir=cache_dir, token=token, local_files_only=local_files_only, force_download=force_download,
         )  # fmt: skip
     folder = inside(root, prefix) if prefix else root
     if not folder.is_dir():

@@ -20,12 +20,12 @@ __all__ = ["INDEX_NAME", "ModelIndex", "component_class", "is_transformers", "li
 INDEX_NAME = "model_index.json"
 _OWN = ("diffusers", "darkroom")
 _PIPELINE_CLASSES = {  # classes that the layout files under the name of a pipeline's module: class -> (that name, darkroom's module)
-    "StableDiffusionSafetyChecker": ("stable_diffusion", "models.safety_checker"),
+    "StableDiffusionSafetyChecker": ("stable_diffusion", "models.safety_checker")
 }
 _PIPELINE_MODULES = frozenset(
-    "ace_step alt_diffusion audioldm2 blip_diffusion deepfloyd_if flux ideogram4 kandinsky kolors latent_diffusion ltx ltx2 marigold paint_by_example "
-    "semantic_stable_diffusion shap_e spectrogram_diffusion stable_audio stable_audio_3 stable_cascade stable_diffusion stable_diffusion_safe "
-    "stable_diffusion_xl unclip unidiffuser versatile_diffusion wuerstchen".split()
+    "ace_step alt_diffusion audioldm2 blip_diffusion deepfloyd_if flux ideogram4 kandinsky kolors latent_diffusion ltx ltx2 marigold "
+    "paint_by_example semantic_stable_diffusion shap_e spectrogram_diffusion stable_audio stable_audio_3 stable_cascade "
+    "stable_diffusion stable_diffusion_safe stable_diffusion_xl unclip unidiffuser versatile_diffusion wuerstchen".split()
 )
 _TRANSFORMERS_BASES = (
     "PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin", "BaseImageProcessor",
@@ -79,7 +79,7 @@ class ModelIndex:
 
     def write(self, folder: Path) -> None:
         """Write model_index.json: sorted keys, two spaces."""
-        content = {name: list(entry) if entry else [None, None] for name, entry in self.components.items()}
+        content: dict[str, Any] = {name: list(entry) if entry else [None, None] for name, entry in self.components.items()}
         content |= {**self.options, **self.private, "_class_name": self.class_name, "_diffusers_version": FORMAT_VERSION}
         write_text_atomic(Path(folder) / INDEX_NAME, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
@@ -113,7 +113,7 @@ def _from_transformers(name: str, class_name: str) -> type:
     if type(found).__name__ == "DummyObject":
         needs = ", ".join(getattr(found, "_backends", ())) or "another package"
         raise MissingDependencyError(f"{class_name} needs {needs}.", where=name, fix=f"pip install {needs}")
-    if not is_transformers(found):
+    if not isinstance(found, type) or not is_transformers(found):
         raise _refuse(name, "transformers", class_name)
     return found
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..config import Configurable
 from ..errors import CheckpointError, ConfigError, DarkroomError
@@ -22,35 +20,30 @@ from .files import available_variants, listing, plan, read_json, stem_of, weight
 from .hub import locate, model_files
 from .index import component_class, is_transformers
 from .quiet import quiet_transformers
-from .weights import load_weights, open_weights
+from .weights import Weights, load_weights
 
 __all__ = ["load_component", "load_model", "model_class"]
 
 logger = logging.getLogger("darkroom")
 _MEANINGLESS = ("low_cpu_mem_usage", "proxies", "mirror", "offload_state_dict", "disable_mmap")  # accepted from older programs
-_MOST_TENSORS = 200_000
 
 
-@contextlib.contextmanager
-def _at_most(count: int, where: object) -> Iterator[None]:
-    """Stop the construction of a network that would have far more tensors than its files: its configuration cannot be right."""
-    made, thread = 0, threading.get_ident()
+# transformers swaps the default dtype and torch.nn.init of the whole process while it builds: networks are built one at a time
+_building = threading.RLock()
 
-    def register(module: nn.Module, name: str, value: object) -> None:
-        nonlocal made
-        made += threading.get_ident() == thread
-        if made > count:
-            raise CheckpointError(
-                "The configuration describes a network of far more tensors than the weight files hold.", where=where, expected=f"at most {count}"
-            )
 
-    kinds = (nn.modules.module.register_module_parameter_registration_hook, nn.modules.module.register_module_module_registration_hook)
-    handles = [kind(register) for kind in kinds]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+class _AtMost(TorchFunctionMode):
+    """Stops the construction of a network that would have far more tensors than its files: its configuration cannot be right."""
+
+    def __init__(self, count: int, where: object):
+        super().__init__()
+        self.left, self.where = count, where
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= func in (torch.empty, torch.zeros, torch.ones, torch.randn)
+        if self.left < 0:
+            raise CheckpointError("The configuration describes a network of far more tensors than the weight files hold.", where=self.where)
+        return func(*args, **(kwargs or {}))
 
 
 def load_model(
@@ -79,7 +72,9 @@ def load_model(
     """
     unknown = sorted(set(config_overrides) - set(cls.Config.names()) - set(_MEANINGLESS))
     if unknown:
-        raise ConfigError("No such option.", where=f"{cls.__name__}.from_pretrained", got=", ".join(unknown), expected=", ".join(cls.Config.names()))
+        raise ConfigError(
+            "No such option.", where=f"{cls.__name__}.from_pretrained", got=", ".join(unknown), expected=", ".join(cls.Config.names())
+        )
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ConfigError("Not a dtype that networks compute in.", where="dtype", got=dtype, expected="such as torch.float16")
     folder = locate(
@@ -91,9 +86,9 @@ def load_model(
     if "_class_name" not in config and ("architectures" in config or "model_type" in config):
         raise CheckpointError("The folder holds a model of transformers.", where=where, expected=cls.__name__)
     files = weight_paths(folder, plan(listing(folder), cls.weights_name, variant=variant, use_safetensors=use_safetensors))
-    weights = open_weights(files)
+    weights = Weights(files)
     try:
-        with torch.device("meta"), _at_most(min(8 * len(weights.entries) + 1000, _MOST_TENSORS), where):
+        with _building, torch.device("meta"), _AtMost(8 * len(weights.entries) + 1000, where):
             model = cls.from_config(config)
     except DarkroomError:
         raise
@@ -105,7 +100,13 @@ def load_model(
     if foreign:
         logger.warning("%s: options that %s does not know are kept: %s", where, cls.__name__, ", ".join(foreign)[:300])
     load_weights(
-        model, weights, dtype=dtype or torch.float32, keep_in_float32=cls.keep_in_float32, rename=cls.rename_key, strict=strict, where=folder
+        model,
+        weights,
+        dtype=dtype or torch.float32,
+        keep_in_float32=cls.keep_in_float32,
+        rename=cls.rename_key,
+        strict=strict,
+        where=folder,
     )
     return model.eval()
 
@@ -129,12 +130,17 @@ def _transformers_model(cls: Any, folder: Path, dtype: torch.dtype | None, varia
     chosen = plan(listing(folder), stem, variant=variant, use_safetensors=use_safetensors)
     files = weight_paths(folder, chosen)
     if chosen.format == "safetensors":
-        open_weights(files)  # the same checks of the headers as for darkroom's own networks
+        Weights(files)  # the same checks of the headers as for darkroom's own networks
     read_json(folder / "config.json")
     options = {} if dtype is None else {"dtype": dtype}
-    with quiet_transformers():
+    with _building, quiet_transformers():
         model, report = cls.from_pretrained(
-            folder, variant=variant, use_safetensors=chosen.format == "safetensors", local_files_only=True, output_loading_info=True, **options
+            folder,
+            variant=variant,
+            use_safetensors=chosen.format == "safetensors",
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
         )
     if report["missing_keys"]:
         missing = sorted(map(str, report["missing_keys"]))
@@ -196,7 +202,9 @@ def load_component(
         if isinstance(error, CheckpointError):
             where = f"{name}: {error.where or own}"
             raise CheckpointError(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from error
-        raise CheckpointError(f"The component {name} cannot be used: {error.what}", where=own, got=error.got, expected=error.expected) from error
+        raise CheckpointError(
+            f"The component {name} cannot be used: {error.what}", where=own, got=error.got, expected=error.expected
+        ) from error
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise CheckpointError(f"The component {name} cannot be loaded as {cls.__name__}.", where=own, got=reason) from error

@@ -211,7 +211,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            file.write(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+            flat.view(torch.uint8).numpy().tofile(file)
 
 
 def _bytes(size: int | str) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, DarkroomError
 from .files import open_regular, parse_json
 
-__all__ = ["Entry", "Weights", "load_weights", "open_weights", "read_header"]
+__all__ = ["Entry", "Weights", "load_weights", "read_header"]
 
 logger = logging.getLogger("darkroom")
 HEADER_LIMIT = 100_000_000  # bytes, the bound of the format
@@ -41,8 +41,19 @@ class Entry:
     nbytes: int
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+def _counts(value: object) -> tuple[int, ...] | None:
+    """A list of integers that fit in 63 bits, None for anything else."""
+    fits = isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
+    return tuple(value) if fits else None  # type: ignore[arg-type]
+
+
+def _entry(spec: Any) -> Entry | None:
+    if not isinstance(spec, dict) or set(spec) != {"dtype", "shape", "data_offsets"} or not isinstance(spec["dtype"], str):
+        return None
+    dtype, shape, span = _DTYPES.get(spec["dtype"]), _counts(spec["shape"]), _counts(spec["data_offsets"])
+    if dtype is None or shape is None or span is None or len(span) != 2 or span[0] > span[1]:
+        return None
+    return Entry(dtype, shape, span[0], span[1] - span[0])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,14 +89,12 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise refuse("A safetensors header whose metadata are not text.")
     entries = {}
     for name, spec in header.items():
-        known = isinstance(spec, dict) and set(spec) == {"dtype", "shape", "data_offsets"}
-        dtype = _DTYPES.get(spec["dtype"]) if known and isinstance(spec["dtype"], str) else None
-        shape, span = (spec["shape"], spec["data_offsets"]) if known else (None, None)
-        if dtype is None or not all(isinstance(v, list) and all(map(_is_count, v)) for v in (shape, span)) or len(span) != 2:
+        entry = _entry(spec)
+        if entry is None:
             raise refuse("A tensor whose header entry cannot be read.", got=name[:100])
-        if span[0] > span[1] or math.prod(shape) * dtype.itemsize != span[1] - span[0]:
-            raise refuse("A tensor whose shape and bytes disagree.", got=f"{name[:100]}: {tuple(shape)} in {span[1] - span[0]} bytes")
-        entries[name] = Entry(dtype, tuple(shape), span[0], span[1] - span[0])
+        if math.prod(entry.shape) * entry.dtype.itemsize != entry.nbytes:
+            raise refuse("A tensor whose shape and bytes disagree.", got=f"{name[:100]}: {entry.shape} in {entry.nbytes} bytes")
+        entries[name] = entry
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if entry.offset != end:
@@ -99,7 +108,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 class Weights:
     """Tensors of several files by name: `entries` from the headers, `read` for the data."""
 
-    def __init__(self, files: Iterable[Path]):
+    def __init__(self, files: Iterable[Path]):  # reads headers only
         self.entries: dict[str, Entry] = {}
         self.files: dict[str, Path] = {}
         self._unpickled: dict[str, Tensor] = {}
@@ -127,7 +136,10 @@ class Weights:
             raise
         except Exception as error:
             raise CheckpointError(
-                "A pickled file that cannot be read with restrictions.", where=path, got=type(error).__name__, fix="Convert it to safetensors."
+                "A pickled file that cannot be read with restrictions.",
+                where=path,
+                got=type(error).__name__,
+                fix="Convert it to safetensors.",
             ) from None
         if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
             content = content["state_dict"]
@@ -171,11 +183,6 @@ class Weights:
                 return tensors
         except (SafetensorError, OSError) as error:
             raise CheckpointError("A weight file that cannot be read.", where=path, got=str(error)) from None
-
-
-def open_weights(files: Iterable[Path]) -> Weights:
-    """Read the headers of weight files. Nothing of a safetensors file's data is read."""
-    return Weights([Path(file) for file in files])
 
 
 def _slots(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
@@ -230,7 +237,7 @@ def load_weights(
     Raises:
         CheckpointError: tensors are missing, two have one name, or one has another shape or kind than the module's.
     """
-    weights = files if isinstance(files, Weights) else open_weights(files)
+    weights = files if isinstance(files, Weights) else Weights(files)
     slots = _slots(module)
     state = {name: places[0][0][places[0][1]] for name, places in slots.items()}
     sources: dict[str, str] = {}

@@ -310,7 +310,7 @@ def _read(image: Any, where: str, c: _ProcessorConfig, height: int | None, width
         return _stack([_rows(i, gray, where) for i in items], where)
     _only_pil(crop, mode, image, where)
     x = _stack([_rows(i, gray, where) for i in items], where)
-    own = tuple(x.shape[-2:])
+    own = (x.shape[-2], x.shape[-1])
     size = _size(height, width, own, c.vae_scale_factor, where) if c.do_resize else own
     return x if size == own else F.interpolate(x, size)
 
@@ -318,9 +318,9 @@ def _read(image: Any, where: str, c: _ProcessorConfig, height: int | None, width
 def _rows(item: np.ndarray | Tensor, gray: bool, where: str) -> Tensor:
     """One array or tensor as (b, C, H, W) float32."""
     channels_last = isinstance(item, np.ndarray)
-    if item.ndim not in (2, 3, 4) or 0 in item.shape or (channels_last and item.dtype.kind not in "biuf"):
+    if item.ndim not in (2, 3, 4) or 0 in item.shape or (isinstance(item, np.ndarray) and item.dtype.kind not in "biuf"):
         raise InputError("No picture has this shape or dtype.", where=where, got=_describe(item))
-    x = torch.from_numpy(np.array(item, order="C")) if channels_last else item
+    x = torch.from_numpy(np.array(item, order="C")) if isinstance(item, np.ndarray) else item
     if x.ndim == 2:
         x = x[None, None]
     elif x.ndim == 3 and gray and not (channels_last and x.shape[-1] <= 4):

@@ -41,7 +41,9 @@ class AutoModel:
         folder = locate(path, subfolder=subfolder, files=partial(model_files, **choice), **hub)
         where = folder / "config.json"
         if not where.exists():
-            raise CheckpointError("Not a network: the folder has no config.json.", where=folder, fix="For a component of a pipeline, pass subfolder=.")
+            raise CheckpointError(
+                "Not a network: the folder has no config.json.", where=folder, fix="For a component of a pipeline, pass subfolder=."
+            )
         found = model_class(read_json(where), where)
         if options.get("variant") is not None:  # a component of a pipeline may fall back to the plain file, a single network may not
             names = listing(folder)

@@ -130,12 +130,7 @@ class UNet2DModel(UNet):
         self.conv_out = nn.Conv2d(first, c.out_channels, 3, padding=1)
 
     def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        class_labels: Tensor | None = None,
-        *,
-        attend: Attend | None = None,
+        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, *, attend: Attend | None = None
     ) -> Tensor:
         """Predict from a noisy sample.
 

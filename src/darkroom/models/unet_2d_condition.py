@@ -58,12 +58,7 @@ class UNet2DConditionConfig(Config):
     center_input_sample: bool = False
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
-    down_block_types: tuple[str, ...] = (
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "DownBlock2D",
-    )
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
     mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
     up_block_types: tuple[str, ...] = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
     only_cross_attention: bool | tuple[bool, ...] = False
@@ -156,9 +151,7 @@ class UNet2DConditionModel(UNet):
             self.time_proj = GaussianFourierProjection(width // 2, log=False, flip_sin_to_cos=c.flip_sin_to_cos)
         else:
             raise one_of("time_embedding_type", c.time_embedding_type, "positional", "fourier")
-        self.time_embedding = TimestepEmbedding(
-            time_dim, width, c.act_fn, post_act=c.timestep_post_act, cond_dim=c.time_cond_proj_dim
-        )
+        self.time_embedding = TimestepEmbedding(time_dim, width, c.act_fn, post_act=c.timestep_post_act, cond_dim=c.time_cond_proj_dim)
         self.time_embed_act = activation(c.time_embedding_act_fn) if c.time_embedding_act_fn is not None else None
 
         def given(field: str) -> int:
@@ -197,9 +190,7 @@ class UNet2DConditionModel(UNet):
         additions = {
             None: lambda: None,
             "text": lambda: TextTimeEmbedding(given(text_field), width, c.addition_embed_type_num_heads),
-            "text_image": lambda: TextImageTimeEmbedding(
-                given("cross_attention_dim"), given("cross_attention_dim"), width
-            ),
+            "text_image": lambda: TextImageTimeEmbedding(given("cross_attention_dim"), given("cross_attention_dim"), width),
             "text_time": lambda: TimestepEmbedding(given("projection_class_embeddings_input_dim"), width),
             "image": lambda: ImageTimeEmbedding(given("encoder_hid_dim"), width),
             "image_hint": lambda: ImageHintTimeEmbedding(given("encoder_hid_dim"), width),
@@ -295,7 +286,7 @@ class UNet2DConditionModel(UNet):
             added_cond_kwargs: `text_embeds`, `time_ids`, `image_embeds`, `hint`, as `addition_embed_type` needs them.
             down_block_additional_residuals: added to each skip connection (ControlNet, Zhang et al. 2023).
             mid_block_additional_residual: added after the middle.
-            down_intrablock_additional_residuals: added inside the blocks on the way down (T2I-Adapter, Mou et al. 2023).
+            down_intrablock_additional_residuals: added inside blocks on the way down (T2I-Adapter, Mou et al. 2023).
             attend: the attention of this call, see `darkroom.core.attention`; the network's own if None.
         Returns:
             (B, out_channels, H, W).

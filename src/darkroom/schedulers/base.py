@@ -113,7 +113,7 @@ class Scheduler(Configurable):
             value, hint = config[name], _hints(type(config))[name]
             infinite = isinstance(value, float) and math.isinf(value) and value != getattr(type(config), name)
             if infinite or not _fits(value, hint):
-                self._refuse(name, value, ", ".join(map(str, get_args(hint))) or hint.__name__)
+                self._refuse(name, value, ", ".join(getattr(a, "__name__", str(a)) for a in get_args(hint)) or hint.__name__)
         if not 1 <= config["num_train_timesteps"] <= LARGEST_TABLE:
             self._refuse("num_train_timesteps", config["num_train_timesteps"], f"1 to {LARGEST_TABLE}")
         self._restart()
@@ -126,9 +126,7 @@ class Scheduler(Configurable):
         return InputError(what, where=f"{type(self).__name__}.{where}", got=got, expected=expected, fix=fix)
 
     @classmethod
-    def from_pretrained(
-        cls, path: PathLike, subfolder: str | None = None, return_unused_kwargs: bool = False, **overrides: Any
-    ) -> Any:
+    def from_pretrained(cls, path: PathLike, subfolder: str | None = None, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """Load from a folder with `scheduler_config.json` (of this or another class), that file itself, or a hub id.
 
         Args:
@@ -196,7 +194,7 @@ class Scheduler(Configurable):
 
     def _install(self, timesteps: np.ndarray, device: Device) -> None:
         """Make this the schedule of a new run."""
-        self.timesteps = torch.from_numpy(timesteps).to(device)
+        self._timesteps, self._numbers = torch.from_numpy(timesteps).to(device), timesteps.tolist()
         self._restart()
 
     def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
@@ -215,10 +213,7 @@ class Scheduler(Configurable):
 
     def _absent(self, timestep: float) -> int:
         raise self._error(
-            "This timestep is not in the schedule.",
-            "timesteps",
-            timestep,
-            fix="Pass items of timesteps, not their positions.",
+            "This timestep is not in the schedule.", "timesteps", timestep, fix="Pass items of timesteps, not their positions."
         )
 
     def _position(self, timestep: Timestep) -> int:

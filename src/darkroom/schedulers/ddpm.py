@@ -37,9 +37,7 @@ class DDPMScheduler(KarrasScheduler):
 
     Config = DDPMConfig
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Device = None, timesteps: list[int] | None = None
-    ) -> None:
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, timesteps: list[int] | None = None) -> None:
         """Lay out a run of `num_inference_steps`, or at the given `timesteps`, which descend inside the table."""
         steps = self._count(num_inference_steps, timesteps=timesteps)
         if timesteps is None:
@@ -69,12 +67,7 @@ class DDPMScheduler(KarrasScheduler):
         return torch.exp(0.5 * (share * beta.log() + (1 - share) * posterior.log()))
 
     def step(
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True
     ) -> Stepped:
         """Draw x at the next timestep from the posterior given the predicted x0 (Ho et al. 2020, eq. 6 and 7).
 

@@ -58,7 +58,7 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
     Config = DPMSolverMultistepConfig
 
     def _assemble(self, config: Any) -> None:
-        foreign = {k: FOREIGN[config[k]] for k in ("algorithm_type", "solver_type") if config[k] in FOREIGN}
+        foreign = {k: FOREIGN[str(config[k])] for k in ("algorithm_type", "solver_type") if str(config[k]) in FOREIGN}
         super()._assemble(config.replace(**foreign) if foreign else config)
         config = self.config
         if config.solver_order not in (1, 2, 3):
@@ -81,11 +81,7 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         return len(self._numbers) - 1
 
     def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Device = None,
-        mu: float | None = None,
-        timesteps: list[int] | None = None,
+        self, num_inference_steps: int | None = None, device: Device = None, mu: float | None = None, timesteps: list[int] | None = None
     ) -> None:
         """Lay out a run of `num_inference_steps`, or at `timesteps`; `mu` is the log of the flow shift of this run."""
         config = self.config

@@ -28,12 +28,7 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
     Config = EulerAncestralDiscreteConfig
 
     def step(
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True
     ) -> Stepped:
         """x at the next sigma, in float32 inside. `model_output` and `sample` are (B, C, ...), `timestep` an item of `timesteps`."""
         self._refuse_integer(timestep)

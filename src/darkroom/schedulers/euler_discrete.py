@@ -38,9 +38,9 @@ class EulerDiscreteScheduler(ExplodingScheduler):
     Config = EulerDiscreteConfig
 
     def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: Device, end: float | None = None) -> None:
-        super()._lay_out(timesteps, sigmas, device, end)
         if self._log_sigma_time:
-            self.timesteps = (0.25 * self.sigmas[: len(timesteps)].log()).to(device)
+            timesteps = 0.25 * np.log(sigmas[: len(timesteps)].astype(np.float32))
+        super()._lay_out(timesteps, sigmas, device, end)
 
     @property
     def _log_sigma_time(self) -> bool:

@@ -50,9 +50,7 @@ class LMSDiscreteScheduler(ExplodingScheduler):
         basis = np.prod([(at - other) / (own - other) for other in others], axis=0)
         return float(half * (weights * basis).sum())
 
-    def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True
-    ) -> Stepped:
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True) -> Stepped:
         """x at the next sigma from at most `order` slopes. `model_output` and `sample` are (B, C, ...), `timestep` an item of `timesteps`."""
         index = self._position(timestep)
         sigma = self.sigmas[index]
@@ -60,8 +58,6 @@ class LMSDiscreteScheduler(ExplodingScheduler):
         self.derivatives = (*self.derivatives, (sample - x0) / sigma)[-order:]
         # counted from the start of the schedule, also where a run begins in its middle with no slopes yet: as the reference
         order = min(index + 1, order)
-        prev = sample + sum(
-            self.get_lms_coefficient(order, index, k) * d for k, d in enumerate(self.derivatives[::-1]) if k < order
-        )
+        prev = sample + sum(self.get_lms_coefficient(order, index, k) * d for k, d in enumerate(self.derivatives[::-1]) if k < order)
         self.step_index = index + 1
         return self._result(return_dict, prev, x0)

@@ -76,9 +76,7 @@ class PNDMScheduler(KarrasScheduler):
             self.ets, self.cur_sample = (*self.ets, out), sample
         total = self.cur_model_output + (1 / 6 if stage in (0, 3) else 1 / 3) * out
         self.cur_model_output = total if stage < 3 else 0.0
-        return self._transfer(
-            self.cur_sample, int(self.prk_timesteps[self.counter - stage]), t_prev, out if stage < 3 else total
-        )
+        return self._transfer(self.cur_sample, int(self.prk_timesteps[self.counter - stage]), t_prev, out if stage < 3 else total)
 
     def _multistep(self, out: Tensor, t: int, sample: Tensor) -> Tensor:
         """Adams-Bashforth over the last predictions; the second call of a run repeats the first step with their mean."""

@@ -33,6 +33,10 @@ class SigmaScheduler(KarrasScheduler):
         chosen = [name for name in SIGMA_SCHEDULES if self._option(f"use_{name}_sigmas")]
         if len(chosen) > 1:
             self._refuse(" and ".join(f"use_{name}_sigmas" for name in chosen), True, "only one of them")
+        for name in ("sigma_min", "sigma_max"):
+            value = getattr(config, name, None)
+            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+                self._refuse(name, value, "above 0")
         self.sigma_schedule = chosen[0] if chosen else None
         self.sigma_table = tables.sigmas(self.alphas_cumprod).numpy()  # ascending, (num_train_timesteps,)
         timesteps = np.arange(config.num_train_timesteps, dtype=np.float32)[::-1].copy()

@@ -54,9 +54,7 @@ def betas(schedule: str, start: float, end: float, steps: int, trained: Sequence
     """
     if trained is None and not (0 <= start <= 1 and 0 <= end <= 1):
         raise ConfigError("Betas are variances.", where="beta_start, beta_end", got=(start, end), expected="in [0, 1]")
-    table = (
-        BETA_SCHEDULES[schedule](start, end, steps) if trained is None else torch.tensor(trained, dtype=torch.float32)
-    )
+    table = BETA_SCHEDULES[schedule](start, end, steps) if trained is None else torch.tensor(trained, dtype=torch.float32)
     if not ((table >= 0) & (table <= 1)).all():
         raise ConfigError("Betas are variances.", where="trained_betas", got=table.tolist(), expected="in [0, 1]")
     return table

@@ -46,7 +46,7 @@ class PAG:
     """
 
     Inputs = PAGInputs
-    options = {"pag_applied_layers": "mid"}
+    settings = {"pag_applied_layers": "mid"}
 
     def __init__(self, scale: float = 3.0, adaptive_scale: float = 0.0, layers: str | Sequence[str] | None = None):
         self.scale, self.adaptive_scale, self.layers = scale, adaptive_scale, layers
@@ -57,7 +57,7 @@ class PAG:
         return cls(inputs.pag_scale, inputs.pag_adaptive_scale) if inputs.pag_scale > 0 else None
 
     def prepare(self, cond: Conditioning, pipe: Any) -> Conditioning:
-        layers = self.layers or getattr(pipe, "pag_applied_layers", None) or self.options["pag_applied_layers"]
+        layers = self.layers or getattr(pipe, "pag_applied_layers", None) or self.settings["pag_applied_layers"]
         sites = pipe.self_attention_sites()
         for pattern in [layers] if isinstance(layers, str) else layers:
             found = {site for site in sites if _matches(pattern, site)}

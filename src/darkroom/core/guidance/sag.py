@@ -41,7 +41,7 @@ class SAG:
     """
 
     Inputs = SAGInputs
-    options: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
 
     def __init__(self, scale: float = 0.75):
         self.scale = scale

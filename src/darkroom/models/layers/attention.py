@@ -16,10 +16,8 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 
 
 def rename_attention(name: str) -> str:
-    """The present name of a tensor of self-attention over feature maps; the layers were once called query, key, value and proj_attn."""
-    return re.sub(
-        r"(?<=\.)(attentions\.\d+)\.(query|key|value|proj_attn)(?=\.)", lambda m: f"{m[1]}.{OLD_NAMES[m[2]]}", name
-    )
+    """The present name of a tensor of self-attention over feature maps, whose layers once had other names."""
+    return re.sub(r"(?<=\.)(attentions\.\d+)\.(query|key|value|proj_attn)(?=\.)", lambda m: f"{m[1]}.{OLD_NAMES[m[2]]}", name)
 
 
 class Attention(nn.Module):
@@ -31,10 +29,10 @@ class Attention(nn.Module):
         heads, dim_head: number of heads and channels per head.
         norm_num_groups: group normalisation of the input, None for none.
         cross_attention_norm: "layer_norm" or "group_norm" of the context, None leaves it.
-        added_kv_proj_dim: channels of a context that is put in front of the input's own keys and values (Dhariwal & Nichol 2021, GLIDE).
+        added_kv_proj_dim: channels of a context that goes before the input's own keys and values (Nichol et al. 2021).
         only_cross_attention: with `added_kv_proj_dim`, attend to that context alone.
         residual_connection: add the input to the output.
-        upcast_attention: compute in float32 if `attend` is not the fused kernel, which accumulates in float32 by itself.
+        upcast_attention: compute in float32, unless by the fused kernel, which accumulates in float32 by itself.
     """
 
     def __init__(
@@ -69,10 +67,7 @@ class Attention(nn.Module):
             self.norm_cross = nn.GroupNorm(32, added_kv_proj_dim or context_dim)
         elif cross_attention_norm is not None:
             raise ConfigError(
-                "No norm of that name.",
-                where="cross_attention_norm",
-                got=cross_attention_norm,
-                expected="layer_norm, group_norm or None",
+                "No norm of that name.", where="cross_attention_norm", got=cross_attention_norm, expected="layer_norm, group_norm or None"
             )
         self.to_q = nn.Linear(query_dim, inner, bias=bias)
         own = not (added_kv_proj_dim and only_cross_attention)
@@ -82,9 +77,7 @@ class Attention(nn.Module):
         self.add_v_proj = nn.Linear(added_kv_proj_dim, inner) if added_kv_proj_dim else None
         self.to_out = nn.ModuleList([nn.Linear(inner, query_dim), nn.Dropout(dropout)])
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, attend: Attend = sdpa
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, attend: Attend = sdpa) -> Tensor:
         """`mask` is an additive bias over the context, broadcastable to (B, heads, N, M)."""
         residual, shape = x, x.shape
         if x.ndim == 4:

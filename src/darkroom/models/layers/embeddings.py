@@ -57,17 +57,9 @@ class GaussianFourierProjection(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers over an embedded timestep; `cond_dim` adds a projected condition to their input (Meng et al. 2023)."""
+    """Two linear layers over an embedded timestep, plus a projected condition with `cond_dim` (Meng et al. 2023)."""
 
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        act_fn: str = "silu",
-        *,
-        post_act: str | None = None,
-        cond_dim: int | None = None,
-    ):
+    def __init__(self, in_dim: int, out_dim: int, act_fn: str = "silu", *, post_act: str | None = None, cond_dim: int | None = None):
         super().__init__()
         self.linear_1 = nn.Linear(in_dim, out_dim)
         self.cond_proj = nn.Linear(cond_dim, in_dim, bias=False) if cond_dim is not None else None
@@ -78,12 +70,8 @@ class TimestepEmbedding(nn.Module):
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         if cond is not None:
             if self.cond_proj is None:
-                raise InputError(
-                    "This network takes no condition of the timestep.",
-                    where="timestep_cond",
-                    got=tuple(cond.shape),
-                    expected="None, or a network whose config sets time_cond_proj_dim",
-                )
+                fits = "None, or a network whose config sets time_cond_proj_dim"
+                raise InputError("No such condition.", where="timestep_cond", got=tuple(cond.shape), expected=fits)
             x = x + self.cond_proj(cond)
         return self.post_act(self.linear_2(self.act(self.linear_1(x))))
 
@@ -146,7 +134,7 @@ class ImageTimeEmbedding(nn.Module):
 
 
 class ImageHintTimeEmbedding(ImageTimeEmbedding):
-    """The same with a hint picture (B, 3, 8H, 8W), which becomes 4 more channels of the sample (Kandinsky 2.2 ControlNet)."""
+    """The same with a picture (B, 3, 8H, 8W) as a hint: 4 more channels of the sample (Kandinsky 2.2 ControlNet)."""
 
     def __init__(self, image_dim: int, out_dim: int):
         super().__init__(image_dim, out_dim)

@@ -88,9 +88,7 @@ class KDownBlock(nn.Module):
             self.attentions.extend(KAttention(level, b, not level.resample) for b in widths[1:])
         self.downsamplers = nn.ModuleList([FirDownsample2D("reflect")] if level.resample else [])
 
-    def forward(
-        self, x: Tensor, cond: Conditions, residual: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor | None]]:
+    def forward(self, x: Tensor, cond: Conditions, residual: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
         skips: list[Tensor | None] = []
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             x = resnet(x, cond.temb)
@@ -110,17 +108,13 @@ class KUpBlock(nn.Module):
         width, last = level.channels, level.skip_channels
         innermost = kind.takes_context and width == last == level.temb_channels
         widths = [width if innermost else 2 * width] + [width] * (level.layers - 2) + [last]
-        self.resnets = nn.ModuleList(
-            KResnetBlock(level, a, width if kind.takes_context else b, b) for a, b in pairwise(widths)
-        )
+        self.resnets = nn.ModuleList(KResnetBlock(level, a, width if kind.takes_context else b, b) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList()
         if kind.takes_context:
             self.attentions.extend(KAttention(level, b, innermost) for b in widths[1:])
         self.upsamplers = nn.ModuleList([FirUpsample2D("reflect")] if level.resample else [])
 
-    def forward(
-        self, x: Tensor, skips: list[Tensor | None], cond: Conditions, size: Sequence[int] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor | None], cond: Conditions, size: Sequence[int] | None = None) -> Tensor:
         """Of the skip connections only the last counts. The output has twice the input's size, whatever `size` says."""
         if skips[-1] is not None:
             x = torch.cat([x, skips[-1]], 1)

@@ -11,13 +11,7 @@ from ...errors import ConfigError
 
 __all__ = ["Downsample2D", "FirDownsample2D", "FirUpsample2D", "ResnetBlock2D", "Upsample2D", "activation"]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "silu": nn.SiLU,
-    "swish": nn.SiLU,
-    "mish": nn.Mish,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
 
 
 def activation(name: str) -> nn.Module:
@@ -40,7 +34,7 @@ class Upsample2D(nn.Module):
 
 
 class Downsample2D(nn.Module):
-    """Halving by a strided 3x3 convolution, or by averaging. `padding=0` pads right and below only, as KL autoencoders were trained."""
+    """Halving by a strided 3x3 convolution, or by averaging. `padding=0` pads right and below only (KL autoencoders)."""
 
     def __init__(self, channels: int, out_channels: int | None = None, *, use_conv: bool = True, padding: int = 1):
         super().__init__()
@@ -84,9 +78,9 @@ class FirUpsample2D(nn.Module):
 
 
 class ResnetBlock2D(nn.Module):
-    """Two normalised convolutions around a residual, with the timestep embedding added (or as scale and shift) between them.
+    """Two normalised convolutions around a residual; the timestep embedding is added, or scales and shifts, in between.
 
-    He et al. 2015; the conditioning is that of Ho et al. 2020 ("default") and of Dhariwal & Nichol 2021 ("scale_shift").
+    He et al. 2015; the conditioning is of Ho et al. 2020 ("default") or of Dhariwal & Nichol 2021 ("scale_shift").
     """
 
     def __init__(

@@ -10,23 +10,15 @@ from torch import Tensor, nn
 from ...core.attention import Attend, sdpa
 from .attention import Attention
 
-__all__ = [
-    "AddedKVAttention",
-    "BasicTransformerBlock",
-    "Conditions",
-    "DualTransformer2D",
-    "FeedForward",
-    "SelfAttention",
-    "Transformer2D",
-]
+__all__ = ["AddedKVAttention", "BasicTransformerBlock", "Conditions", "DualTransformer2D", "FeedForward", "SelfAttention", "Transformer2D"]
 
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
     """What every block of a UNet receives beside its input, for one call.
 
-    `temb` is the timestep embedding (B, E), `context` (B, M, C); `mask` and `context_mask` are additive biases over the keys of
-    self- and cross-attention, broadcastable to (B, heads, N, M).
+    `temb` is the timestep embedding (B, E), `context` (B, M, C); `mask` and `context_mask` are additive biases over
+    the keys of self- and cross-attention, broadcastable to (B, heads, N, M).
     """
 
     temb: Tensor
@@ -47,9 +39,7 @@ class AddedKVAttention(Attention):
     """Attention of a feature map to the context and to itself at once (Nichol et al. 2021, GLIDE)."""
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:  # type: ignore[override]
-        mask = (
-            cond.context_mask if cond.mask is None else cond.mask
-        )  # unCLIP gives the context's mask as `attention_mask`
+        mask = cond.context_mask if cond.mask is None else cond.mask  # unCLIP gives the context's mask as `attention_mask`
         if mask is not None and self.to_k is not None:
             mask = F.pad(mask, (0, x.shape[-2] * x.shape[-1]))  # the map's own pixels come after the context
         return super().forward(x, cond.context, mask, cond.attend)
@@ -112,9 +102,9 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2D(nn.Module):
-    """Transformer blocks over the pixels of (B, C, H, W), between two projections, around a residual (Rombach et al. 2022).
+    """Transformer blocks over the pixels of (B, C, H, W), between projections, around a residual (Rombach et al. 2022).
 
-    `linear`: the projections are linear layers over tokens, not 1x1 convolutions; the numbers agree, the shapes of the weights do not.
+    `linear`: the projections are linear layers over tokens, not 1x1 convolutions, which only changes their shapes.
     """
 
     def __init__(
@@ -136,12 +126,7 @@ class Transformer2D(nn.Module):
         self.proj_in = nn.Linear(channels, inner) if linear else nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(
-                inner,
-                heads,
-                dim_head,
-                context_dim,
-                only_cross_attention=only_cross_attention,
-                upcast_attention=upcast_attention,
+                inner, heads, dim_head, context_dim, only_cross_attention=only_cross_attention, upcast_attention=upcast_attention
             )
             for _ in range(depth)
         )
@@ -163,15 +148,13 @@ class Transformer2D(nn.Module):
 
 
 class DualTransformer2D(nn.Module):
-    """Two transformers for a context of two parts, 77 text and 257 image tokens, mixed half and half (Versatile Diffusion, Xu et al. 2022)."""
+    """Two transformers, mixed half and half, for a context of 77 text and 257 image tokens (Xu et al. 2022)."""
 
     LENGTHS = (77, 257)
 
     def __init__(self, channels: int, heads: int, dim_head: int, context_dim: int | None, *, groups: int = 32):
         super().__init__()
-        self.transformers = nn.ModuleList(
-            Transformer2D(channels, heads, dim_head, context_dim, groups=groups) for _ in self.LENGTHS
-        )
+        self.transformers = nn.ModuleList(Transformer2D(channels, heads, dim_head, context_dim, groups=groups) for _ in self.LENGTHS)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         text, image = self.LENGTHS

@@ -23,18 +23,7 @@ from .k_blocks import KDownBlock, KUpBlock
 from .resnet import Downsample2D, FirDownsample2D, FirUpsample2D, ResnetBlock2D, Upsample2D
 from .transformer import AddedKVAttention, Conditions, DualTransformer2D, SelfAttention, Transformer2D
 
-__all__ = [
-    "DownBlock",
-    "Level",
-    "MidBlock",
-    "SkipDownBlock",
-    "SkipUpBlock",
-    "UpBlock",
-    "down_block",
-    "quarter",
-    "up_block",
-    "up_levels",
-]
+__all__ = ["DownBlock", "Level", "MidBlock", "SkipDownBlock", "SkipUpBlock", "UpBlock", "down_block", "quarter", "up_block", "up_levels"]
 
 Attends = Literal["", "self", "transformer", "added_kv", "k"]
 
@@ -101,12 +90,7 @@ class Level:
     def of(cls, config: Config, index: int, **widths: Any) -> Level:
         """Level number `index` of the way down, with the configuration's options."""
         channels, shared = config.block_out_channels, {f.name for f in fields(cls)} & set(config)
-        return cls(
-            channels_in=channels[max(index - 1, 0)],
-            channels=channels[index],
-            **{name: config[name] for name in shared},
-            **widths,
-        )
+        return cls(channels_in=channels[max(index - 1, 0)], channels=channels[index], **{name: config[name] for name in shared}, **widths)
 
     def resnet(self, channels_in: int, channels: int, **options: Any) -> ResnetBlock2D:
         """A residual block of this level."""
@@ -292,9 +276,7 @@ class SkipUpBlock(nn.Module):
             self.skip_norm = nn.GroupNorm(groups, width, eps=level.norm_eps)
             self.skip_conv = nn.Conv2d(width, 3, 3, padding=1)
 
-    def forward(
-        self, x: Tensor, skips: list[Tensor], cond: Conditions, picture: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, skips: list[Tensor], cond: Conditions, picture: Tensor | None) -> tuple[Tensor, Tensor | None]:
         for resnet, skip in zip(self.resnets, reversed(skips), strict=True):
             x = resnet(torch.cat([x, skip], 1), cond.temb)
         for attention in self.attentions:

@@ -1,0 +1,195 @@
+"""What is measured. A case is a function from options to rows, entered in `CASES` with its target and way of running."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from .measure import LIBRARIES, Options, Row, clock, fresh, interleave, share
+
+__all__ = ["CASES"]
+
+PROMPT = "grinning face"
+SEED = 7
+
+SD15 = {  # the UNet of Stable Diffusion 1.5 (Rombach et al. 2022), 860 million parameters
+    "sample_size": 64,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+NARROW = SD15 | {"block_out_channels": [32, 32, 64, 64]}
+
+
+Run = Callable[[Options], Iterator[Row]]
+CASES: dict[str, tuple[Run, str, str]] = {}  # by name: what runs, the target, the way it is measured
+
+
+def case(name: str, target: str, way: str) -> Callable[[Run], Run]:
+    return lambda run: CASES.setdefault(name, (run, target, way))[0]
+
+
+@case("import", "bare 0.15 s without torch; a pipeline class 1.15 x `import torch`", "a fresh process per statement")
+def imports(options: Options) -> Iterator[Row]:
+    program = "import sys, time; t = time.perf_counter(); {}; print(time.perf_counter() - t, 'torch' in sys.modules)"
+    statements = {
+        "bare": "import darkroom",
+        "torch": "import torch",
+        **{name: f"from {name} import StableDiffusionPipeline" for name in LIBRARIES},
+    }
+    loaded: dict[str, str] = {}
+
+    def seconds(name: str) -> float:
+        took, loaded[name] = fresh(["-c", program.format(statements[name])], options)[2].split()
+        return float(took)
+
+    runs = {name: partial(seconds, name) for name in statements}
+    got = interleave(runs, 1 if options.quick else 9, warm_up=not options.quick)
+    note = "torch is not loaded" if loaded["bare"] == "False" else "**loads torch**"
+    yield Row("`import darkroom`", got["bare"], limit=0.15, absolute=True, note=note)
+    yield Row("`import StableDiffusionPipeline`", got["darkroom"], got["diffusers"], note=f"torch alone: {median(got['torch']):.3g} s")
+    ours, theirs = ([a / b for a, b in zip(got[name], got["torch"])] for name in LIBRARIES)
+    yield Row("the same, in units of `import torch`", ours, theirs, unit="torch", limit=1.15, absolute=True)
+
+
+@case("picture", "0.75 x from start to saved picture, same picture", "a fresh process per picture, bundled checkpoint")
+def picture(options: Options) -> Iterator[Row]:
+    import numpy as np
+    from PIL import Image
+
+    from darkroom.assets import EMOJI
+
+    steps = 3 if options.quick else 25
+    peaks: dict[str, list[float]] = {name: [] for name in LIBRARIES}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: f"{folder}/{name}.png" for name in LIBRARIES}
+
+        def seconds(name: str) -> float:
+            arguments = ["-m", "benchmarks.picture", name, EMOJI, PROMPT, str(steps), str(SEED), files[name]]
+            took, peak, _ = fresh(arguments, options)
+            peaks[name].append(peak)
+            return took
+
+        runs = {n: partial(seconds, n) for n in LIBRARIES}
+        got = interleave(runs, 1 if options.quick else 7, warm_up=not options.quick)
+        ours, theirs = (np.asarray(Image.open(files[name])).astype(int) for name in LIBRARIES)
+    note = f"pictures differ by at most {abs(ours - theirs).max()} of 255 levels"
+    yield Row(f"first picture, {steps} steps", got["darkroom"], got["diffusers"], limit=0.75, note=note)
+    yield Row("peak memory of that process", peaks["darkroom"], peaks["diffusers"], unit="MB")
+
+
+@case("unet", "1.05 x", "both networks over the same random weights in one process")
+def unet(options: Options) -> Iterator[Row]:
+    import diffusers
+    import torch
+
+    import darkroom
+
+    config = NARROW if options.quick else SD15
+    torch.manual_seed(SEED)
+    theirs = diffusers.UNet2DConditionModel(**config).eval().to(options.device)
+    with torch.device("meta"):
+        ours = darkroom.UNet2DConditionModel(**config).eval()
+    for dtype in (torch.float32, torch.bfloat16):
+        theirs.to(dtype)
+        ours.load_state_dict(theirs.state_dict(), assign=True)
+        for size in (8,) if options.quick else (32, 64):
+            x = torch.randn(2, 4, size, size).to(options.device, dtype)
+            context = torch.randn(2, 77, 768).to(options.device, dtype)
+            inputs = (x, torch.tensor(500, device=options.device), context)
+            nets = dict(zip(LIBRARIES, (ours, theirs)))
+            runs = {n: clock(lambda net=net, inputs=inputs: net(*inputs), options.device) for n, net in nets.items()}
+            with torch.no_grad():
+                a, b = (net(*inputs).sample.float() for net in nets.values())  # warms up, too
+                got = interleave(runs, 3 if options.quick else 21, budget=90, warm_up=False)
+            name = str(dtype).removeprefix("torch.")
+            note = f"outputs differ by {(a - b).abs().max():.1e}, largest value {b.abs().max():.2g}"
+            samples = (share(got[n], 1) for n in LIBRARIES)
+            yield Row(f"UNet call, {8 * size} px, {name}", *samples, unit="ms", limit=1.05, note=note)
+
+
+@case("step", "1 x", "one process, tiny random checkpoint, per step of a call of 50; the network's part by hooks, host time on a GPU")
+def step(options: Options) -> Iterator[Row]:
+    import diffusers
+    import torch
+    from families import tiny
+
+    import darkroom
+
+    steps = 50
+    network: dict[str, list[float]] = {name: [] for name in LIBRARIES}
+    latents: dict[str, torch.Tensor] = {}
+
+    def candidate(lib: Any) -> Callable[[], float]:
+        pipe = lib.StableDiffusionPipeline.from_pretrained(folder).to(options.device)
+        pipe.set_progress_bar_config(disable=True)
+        ticks: list[float] = []  # the beginning and end of every network call, in turn
+        pipe.unet.register_forward_pre_hook(lambda *_: ticks.append(perf_counter()))
+        pipe.unet.register_forward_hook(lambda *_: ticks.append(perf_counter()))
+
+        def call() -> None:
+            seeded = torch.Generator().manual_seed(SEED)
+            out = pipe("a cat", num_inference_steps=steps, generator=seeded, output_type="latent")
+            latents[lib.__name__] = out.images
+
+        def run() -> float:
+            ticks.clear()
+            seconds = clock(call, options.device)()
+            network[lib.__name__].append(sum(ticks[1::2]) - sum(ticks[::2]))
+            return seconds
+
+        return run
+
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.sd(folder, scheduler="DDIMScheduler")
+        runs = {lib.__name__: candidate(lib) for lib in (darkroom, diffusers)}
+    got = interleave(runs, 2 if options.quick else 15)
+    whole = [share(got[n], steps) for n in LIBRARIES]
+    inside = [share(network[n][1:], steps) for n in LIBRARIES]  # without the warm-up
+    rest = [[w - i for w, i in zip(*pair)] for pair in zip(whole, inside)]
+    note = f"latents differ by {(latents['darkroom'] - latents['diffusers']).abs().max():.1e}"
+    yield Row("a step, whole", *whole, unit="ms", limit=1, note=note)
+    yield Row("a step, in the network", *inside, unit="ms")
+    yield Row("a step, the rest", *rest, unit="ms", limit=1)
+
+
+@case("memory", "50 MB", "a fresh process each; UNet of SD 1.5 size, float16; resident memory, on a GPU allocated bytes")
+def memory(options: Options) -> Iterator[Row]:
+    from families import tiny
+
+    config = json.dumps(NARROW if options.quick else SD15)
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.sd(folder)
+        for dtype in ("", "float16"):
+            after: dict[str, str] = {}
+
+            def grown(name: str, dtype: str = dtype, after: dict[str, str] = after) -> float:
+                arguments = ["-m", "benchmarks.growth", name, folder, config, options.device, dtype]
+                megabytes, after[name] = json.loads(fresh(arguments, options)[2])
+                return megabytes
+
+            got = interleave({n: partial(grown, n) for n in LIBRARIES}, 1 if options.quick else 3, warm_up=False)
+            what = f"growth by `from_pipe(pipe{', torch_dtype=float16' if dtype else ''})`"
+            note = "source afterwards: " + ", ".join(f"{n} {d}" for n, d in after.items())
+            yield Row(what, got["darkroom"], got["diffusers"], unit="MB", limit=50, absolute=True, note=note)
+
+
+@case("load", "1 x", "one process, bundled checkpoint, everything imported")
+def load(options: Options) -> Iterator[Row]:
+    import diffusers
+
+    import darkroom
+    from darkroom.assets import EMOJI
+
+    classes = {lib.__name__: lib.StableDiffusionPipeline for lib in (darkroom, diffusers)}
+    runs = {name: clock(lambda kind=kind: kind.from_pretrained(EMOJI)) for name, kind in classes.items()}
+    got = interleave(runs, 2 if options.quick else 15)
+    yield Row("`from_pretrained`", *(share(got[n], 1) for n in LIBRARIES), unit="ms", limit=1)

@@ -1,0 +1,42 @@
+# Written by scripts/stubs.py.
+from .core.guidance import CFG as CFG
+from .core.guidance import PAG as PAG
+from .core.guidance import SAG as SAG
+from .core.media import VaeImageProcessor as VaeImageProcessor
+from .core.tasks import Image2Image as Image2Image
+from .core.tasks import Inpaint as Inpaint
+from .core.tasks import Text2Image as Text2Image
+from .errors import CheckpointError as CheckpointError
+from .errors import ConfigError as ConfigError
+from .errors import DarkroomError as DarkroomError
+from .errors import InputError as InputError
+from .errors import MissingDependencyError as MissingDependencyError
+from .families.stable_diffusion import StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline
+from .families.stable_diffusion import StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline
+from .families.stable_diffusion import StableDiffusionPAGImg2ImgPipeline as StableDiffusionPAGImg2ImgPipeline
+from .families.stable_diffusion import StableDiffusionPAGInpaintPipeline as StableDiffusionPAGInpaintPipeline
+from .families.stable_diffusion import StableDiffusionPAGPipeline as StableDiffusionPAGPipeline
+from .families.stable_diffusion import StableDiffusionPipeline as StableDiffusionPipeline
+from .families.stable_diffusion import StableDiffusionSAGPipeline as StableDiffusionSAGPipeline
+from .families.unconditional import DDIMPipeline as DDIMPipeline
+from .families.unconditional import DDPMPipeline as DDPMPipeline
+from .family import Family as Family
+from .family import ImagePipelineOutput as ImagePipelineOutput
+from .models.auto import AutoModel as AutoModel
+from .models.autoencoder_kl import AutoencoderKL as AutoencoderKL
+from .models.unet_2d import UNet2DModel as UNet2DModel
+from .models.unet_2d_condition import UNet2DConditionModel as UNet2DConditionModel
+from .pipeline import DiffusionPipeline as DiffusionPipeline
+from .runtime.fork import fork as fork
+from .schedulers.ddim import DDIMScheduler as DDIMScheduler
+from .schedulers.ddpm import DDPMScheduler as DDPMScheduler
+from .schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+from .schedulers.euler_ancestral_discrete import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
+from .schedulers.euler_discrete import EulerDiscreteScheduler as EulerDiscreteScheduler
+from .schedulers.heun_discrete import HeunDiscreteScheduler as HeunDiscreteScheduler
+from .schedulers.lms_discrete import LMSDiscreteScheduler as LMSDiscreteScheduler
+from .schedulers.pndm import PNDMScheduler as PNDMScheduler
+from .utils import load_image as load_image
+from .utils import make_image_grid as make_image_grid
+
+__version__: str

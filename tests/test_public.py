@@ -1,0 +1,153 @@
+"""The public surface, the direction of imports, and limits on size."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import runpy
+import subprocess
+import sys
+import tokenize
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import darkroom
+from darkroom._public import NAMES
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src/darkroom"
+FILES = sorted(PACKAGE.rglob("*.py"))
+SHARED = ("checkpoints", "core", "models", "schedulers")
+LONGEST_FILE, LARGEST_PACKAGE = 800, 6500  # lines; lines of code, without blanks, comments and docstrings
+
+names = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(file: Path) -> set[str]:
+    """The modules that a file imports anywhere in it, by full name."""
+    package = module_of(file) if file.name == "__init__.py" else module_of(file).rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            home = ".".join(part for part in (base, node.module) if part)
+            found |= {home, *(f"{home}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level modules that a fresh process has after a statement."""
+    code = f"{statement}\nimport sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(PACKAGE.parent)})
+    return set(done.stdout.split())
+
+
+def test_all_is_exact_and_sorted():
+    assert darkroom.__all__ == sorted(darkroom.__all__) == sorted(NAMES)
+    assert dir(darkroom) == darkroom.__all__
+    for name, module in NAMES.items():
+        assert getattr(darkroom, name) is getattr(import_module(f"darkroom.{module}"), name)
+        assert name in import_module(f"darkroom.{module}").__all__
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = darkroom.Nothing
+
+
+@names
+def test_modules_declare_what_is_public(file: Path):
+    module = import_module(module_of(file))
+    tree = ast.parse(file.read_text("utf-8"))
+    if all(isinstance(node, ast.Expr) for node in tree.body):
+        return  # a package's docstring
+    kind = {True: 0, False: 1}  # constants come first, then classes, then functions
+    key = [(kind[name.isupper()], kind[name[0].isupper()], name) for name in module.__all__]
+    assert key == sorted(key) or list(module.__all__) == sorted(module.__all__)
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+@names
+def test_direction_of_imports(file: Path):
+    part, found = file.relative_to(PACKAGE).parts[0], imports(file)
+    outside = {name.partition(".")[0] for name in found}
+    assert not outside & {"diffusers", "accelerate", "peft"}
+    inside = {name.split(".")[1] for name in found if name.startswith("darkroom.")}
+    if part in SHARED:
+        assert not inside & {"families", "family", "auto", "cli"}
+    if part == "core":
+        assert not inside & {"checkpoints", "models", "runtime", "schedulers"}
+    if part == "models":
+        assert not inside & {"runtime", "schedulers"}
+    if part == "runtime":
+        assert not inside & {"checkpoints", "families", "family", "models", "schedulers"}
+
+
+@names
+def test_shared_code_names_no_family(file: Path):
+    """Not in code: docstrings may say where a network comes from, a table of classes has to, and a class has its name."""
+    if file.relative_to(PACKAGE).parts[0] not in (*SHARED, "runtime"):
+        return
+    tree = ast.parse(file.read_text("utf-8"))
+    skipped = {id(n) for node in ast.walk(tree) if isinstance(node, ast.Expr) for n in ast.walk(node)}
+    skipped |= {id(n) for node in ast.walk(tree) if isinstance(node, ast.Raise) for n in ast.walk(node)}  # an error may give an example
+    if file == PACKAGE / "checkpoints/index.py":
+        skipped |= {id(n) for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign)) for n in ast.walk(node)}
+    allowed = {"StableDiffusionSafetyChecker"}
+    for node in ast.walk(tree):
+        text = getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "value", None)
+        if id(node) not in skipped and isinstance(text, str) and text.partition(",")[0] not in allowed:
+            assert not re.search(r"stable_?diffusion|sdxl|\bflux|hunyuan|kandinsky|\bwan\b", text, re.I), (node.lineno, text)
+
+
+def test_importing_is_cheap():
+    heavy = {"PIL", "numpy", "torch", "transformers", "huggingface_hub", "safetensors"}
+    assert not heavy & loaded_by("import darkroom, darkroom.assets, darkroom.cli, darkroom.errors")
+
+
+def test_a_pipeline_class_needs_no_transformers():
+    found = loaded_by("from darkroom import StableDiffusionPipeline")
+    assert "torch" in found
+    assert "transformers" not in found
+
+
+def code_lines(file: Path) -> int:
+    text = file.read_text("utf-8")
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in silent]
+    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - docstrings)
+
+
+def test_size():
+    longest = max(FILES, key=lambda file: file.read_text("utf-8").count("\n"))
+    assert longest.read_text("utf-8").count("\n") <= LONGEST_FILE, longest
+    assert sum(map(code_lines, FILES)) <= LARGEST_PACKAGE
+
+
+def test_stubs_are_current():
+    wanted = runpy.run_path(str(ROOT / "scripts/stubs.py"))["stubs"]()
+    assert set(wanted) == set(PACKAGE.rglob("*.pyi"))
+    for file, text in wanted.items():
+        assert file.read_text("utf-8") == text, f"{file.name} is not current: python scripts/stubs.py"
+        compile(text, str(file), "exec")
+
+
+def test_one_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", darkroom.__version__)
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert 'dynamic = ["version"]' in project and 'path = "src/darkroom/__init__.py"' in project
