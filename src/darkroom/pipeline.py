@@ -41,8 +41,8 @@ class PipelineConfig(dict[str, Any]):
 class DiffusionPipeline:
     """The base of all pipelines.
 
-    A pipeline names its components by annotations (`unet: UNet2DConditionModel`; `X | None` marks an optional one), or, in a class of your own, by the
-    parameters of its `__init__`, which calls `register_modules`. Components are plain attributes; assigning one updates the configuration.
+    A pipeline names its components by annotations (`unet: UNet2DConditionModel`; `X | None` marks an optional one), or, in a class of your own, by
+    the parameters of its `__init__`, which calls `register_modules`. Components are attributes; assigning one updates the configuration.
     """
 
     options: ClassVar[Mapping[str, Any]] = {}  # values beside the components in model_index.json, with their defaults

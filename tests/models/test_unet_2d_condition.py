@@ -243,6 +243,8 @@ def test_residuals_of_an_adapter(key, middle):
     result = ours(**arguments, **{key: mine}).sample
     assert len(mine) == len(given)  # the caller's list is the caller's
     assert_same(result, reference(**arguments, **{key: list(given)}).sample)
+    if key.startswith("down_intra"):  # without a middle there is no ControlNet
+        assert_same(ours(**arguments, **{key: given}, down_block_additional_residuals=given[:1]).sample, result)
 
 
 @torch.no_grad()
@@ -332,6 +334,11 @@ def test_num_attention_heads_is_the_number_of_heads():
     net = UNet2DConditionModel(**TINY, num_attention_heads=8)
     assert net.mid_block.attentions[0].transformer_blocks[0].attn1.heads == 8
     assert UNet2DConditionModel(**TINY).mid_block.attentions[0].transformer_blocks[0].attn1.heads == 4
+
+
+def test_keys_of_other_programs_are_kept_and_do_not_disturb():
+    net = UNet2DConditionModel.from_config({**TINY, "layers": 7, "heads": 9, "_class_name": "UNet2DConditionModel"})
+    assert net.config.layers == 7 and len(net.mid_block.resnets) == 2
 
 
 def test_outputs():

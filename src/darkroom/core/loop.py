@@ -20,9 +20,10 @@ def denoise(pipe: Any, run: Run, guidance: Guidance) -> Iterator[Run]:
     """
     takes = inspect.signature(run.scheduler.step).parameters
     options = {k: v for k, v in pipe.step_options(run).items() if k in takes}
-    for run.index, t in enumerate(run.timesteps):
+    for index, t in enumerate(run.timesteps):
         if run.stop:
             return
+        run.index = index
 
         def denoiser(x: Tensor, branches: Any, t: Tensor = t) -> list[Tensor]:
             return type(pipe).predict(pipe, run, t, pipe.task.model_input(x, run), branches)

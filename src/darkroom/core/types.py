@@ -27,6 +27,9 @@ class Branch:
     def with_attention(self, attend: Attend) -> Branch:
         return replace(self, attend=attend)
 
+    def with_cond(self, **tensors: Tensor) -> Branch:
+        return replace(self, cond={**self.cond, **tensors})
+
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:

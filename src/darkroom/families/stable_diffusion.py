@@ -119,36 +119,31 @@ class StableDiffusion(Family):
         return self.unet
 
     def check(self, inputs: Any) -> None:
-        for prompt, embeds in (("prompt", "prompt_embeds"), ("negative_prompt", "negative_prompt_embeds")):
-            if getattr(inputs, prompt) is not None and getattr(inputs, embeds) is not None:
-                raise InputError("The same thing is given twice.", where=f"{prompt}, {embeds}", expected="one of the two")
+        for name in ("prompt", "negative_prompt"):
+            if getattr(inputs, name) is not None and getattr(inputs, f"{name}_embeds") is not None:
+                raise InputError("The same thing is given twice.", where=f"{name}, {name}_embeds", expected="one of the two")
         if inputs.prompt is None and inputs.prompt_embeds is None:
             raise InputError("There is nothing to picture.", where="prompt", expected="prompt or prompt_embeds")
-        pair = (inputs.prompt_embeds, inputs.negative_prompt_embeds)
-        if None not in (shapes := [None if p is None else tuple(p.shape) for p in pair]) and shapes[0] != shapes[1]:
-            raise InputError("The embeddings differ in shape.", where="negative_prompt_embeds", got=shapes[1], expected=shapes[0])
-        width = getattr(self.unet.config, "cross_attention_dim", None)
-        if shapes[0] is not None and (len(shapes[0]) != 3 or (isinstance(width, int) and shapes[0][2] != width)):
-            raise InputError("Embeddings of another shape.", where="prompt_embeds", got=shapes[0], expected=f"(B, tokens, {width})")
-        negative = inputs.negative_prompt
-        if negative is not None and not isinstance(negative, str):
-            rows = self.count(inputs) // inputs.num_images_per_prompt
-            if len(prompt_list(negative, "negative_prompt")) != rows:
-                raise InputError(
-                    "There must be one negative prompt per prompt.",
-                    where="negative_prompt",
-                    got=len(negative),
-                    expected=f"{rows}, or one string for all",
-                )
+        embeds, width = inputs.prompt_embeds, self.unet.config.cross_attention_dim
+        if embeds is not None and (embeds.ndim != 3 or (isinstance(width, int) and embeds.shape[2] != width)):
+            raise InputError(
+                "Embeddings of another shape.", where="prompt_embeds", got=tuple(embeds.shape), expected=f"(B, tokens, {width})"
+            )
+        other = inputs.negative_prompt_embeds
+        if embeds is not None and other is not None and embeds.shape != other.shape:
+            got, expected = tuple(other.shape), tuple(embeds.shape)
+            raise InputError("The embeddings differ in shape.", where="negative_prompt_embeds", got=got, expected=expected)
+        if inputs.negative_prompt is not None and not isinstance(inputs.negative_prompt, str):
+            prompts = self.count(inputs) // inputs.num_images_per_prompt
+            if (got := len(prompt_list(inputs.negative_prompt, "negative_prompt"))) != prompts:
+                expected = f"{prompts} of them, or one string for all"
+                raise InputError("There must be one negative prompt per prompt.", where="negative_prompt", got=got, expected=expected)
         if inputs.ip_adapter_image is not None or inputs.ip_adapter_image_embeds is not None:
             raise InputError("No IP-Adapter is loaded.", where="ip_adapter_image", expected="None")
 
     def count(self, inputs: Any) -> int:
-        if inputs.prompt_embeds is not None:
-            prompts = inputs.prompt_embeds.shape[0]
-        else:
-            prompts = len(prompt_list(inputs.prompt, "prompt"))
-        return prompts * inputs.num_images_per_prompt
+        embeds = inputs.prompt_embeds
+        return (len(prompt_list(inputs.prompt, "prompt")) if embeds is None else embeds.shape[0]) * inputs.num_images_per_prompt
 
     @torch.no_grad()
     def encode_prompt(
@@ -197,9 +192,8 @@ class StableDiffusion(Family):
             scales = torch.full((positive.shape[0],), inputs.guidance_scale - 1.0)
             told = guidance_embedding(scales, scale_dim).to(positive)
             return Conditioning(Branch({"context": positive, "timestep_cond": told}, attend))
-        if negative is None:
-            return Conditioning(Branch({"context": positive}, attend))
-        return Conditioning(Branch({"context": positive}, attend), Branch({"context": negative}, attend))
+        other = None if negative is None else Branch({"context": negative}, attend)
+        return Conditioning(Branch({"context": positive}, attend), other)
 
     def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
         return self.unet(
@@ -215,18 +209,18 @@ class StableDiffusion(Family):
         return {"eta": run.inputs.eta, "generator": run.inputs.generator}
 
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
-        positive, negative = run.cond.positive.cond["context"], run.cond.negative
-        if negative is None:
-            return {**super().named_tensors(run), "prompt_embeds": positive}
-        other = negative.cond["context"]
-        both = torch.cat([other, positive])
-        return {**super().named_tensors(run), "prompt_embeds": both, "negative_prompt_embeds": other}
+        contexts = [b.cond["context"] for b in (run.cond.negative, run.cond.positive) if b is not None]
+        named = {**super().named_tensors(run), "prompt_embeds": torch.cat(contexts)}
+        return named | ({"negative_prompt_embeds": contexts[0]} if len(contexts) > 1 else {})
 
     def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
         super().replace_tensors(run, tensors)
-        if (new := tensors.get("prompt_embeds")) is not None:
-            parts = new.split(run.rows)
-            run.cond = _with_context(run.cond, parts[-1], parts[0] if len(parts) > 1 else None)
+        if "prompt_embeds" in tensors:
+            # negative rows come first, if they are still there
+            *other, positive = tensors["prompt_embeds"].split(run.rows)
+            cond = run.cond
+            negative = cond.negative and cond.negative.with_cond(context=other[0] if other else cond.negative.cond["context"])
+            run.cond = Conditioning(cond.positive.with_cond(context=positive), negative)
 
     def decode(self, run: Run) -> dict[str, Any]:
         if run.inputs.output_type == "latent":
@@ -244,15 +238,6 @@ class StableDiffusion(Family):
         seen = self.feature_extractor(tensor_to_images(image), return_tensors="pt").pixel_values.to(device, dtype)
         checked, flagged = self.safety_checker(clip_input=seen, images=tensor_to_images(image, "pt"))
         return checked * 2 - 1, flagged
-
-
-def _with_context(cond: Conditioning, positive: Tensor, negative: Tensor | None) -> Conditioning:
-    def changed(branch: Branch, context: Tensor) -> Branch:
-        return Branch({**branch.cond, "context": context}, branch.attend)
-
-    if cond.negative is None or negative is None:
-        return Conditioning(changed(cond.positive, positive), cond.negative)
-    return Conditioning(changed(cond.positive, positive), changed(cond.negative, negative))
 
 
 class StableDiffusionPipeline(StableDiffusion):

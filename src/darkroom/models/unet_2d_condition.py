@@ -313,8 +313,8 @@ class UNet2DConditionModel(UNet):
         cond = Conditions(temb, context, mask, context_mask, attend or self.attend)
 
         inside, outside = down_intrablock_additional_residuals, down_block_additional_residuals
-        if inside is None and mid_block_additional_residual is None:
-            inside, outside = outside, None  # older T2I-Adapter programs pass theirs as a ControlNet's
+        if mid_block_additional_residual is None:  # older T2I-Adapter programs pass theirs as a ControlNet's
+            inside, outside = outside if inside is None else inside, None
         remaining = list(inside or ())
 
         x = self.conv_in(x)  # (B, C0, H, W)

@@ -89,7 +89,7 @@ class Level:
     @classmethod
     def of(cls, config: Config, index: int, **widths: Any) -> Level:
         """Level number `index` of the way down, with the configuration's options."""
-        channels, shared = config.block_out_channels, {f.name for f in fields(cls)} & set(config)
+        channels, shared = config.block_out_channels, {f.name for f in fields(cls)} & set(config.names())
         return cls(channels_in=channels[max(index - 1, 0)], channels=channels[index], **{name: config[name] for name in shared}, **widths)
 
     def resnet(self, channels_in: int, channels: int, **options: Any) -> ResnetBlock2D:
