@@ -49,8 +49,7 @@ def main() -> int:
     facts = machine(options)
     lines = [", ".join(f"{k} {v}" for k, v in facts.items() if k != "idle"), ""]
     if not facts["idle"]:
-        warning = f"**The machine was busy at the start (load {facts['load at start']:.1f}): do not trust these figures.**"
-        lines = [warning, "", *lines]
+        lines[:0] = ["**The machine was busy at the start: do not trust these figures.**", ""]
     rows: dict[str, list[Row]] = {}
     failed: dict[str, str] = {}
     for name in options.only or CASES:

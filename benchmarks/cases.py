@@ -28,7 +28,6 @@ SD15 = {  # the UNet of Stable Diffusion 1.5 (Rombach et al. 2022), 860 million 
 }
 NARROW = SD15 | {"block_out_channels": [32, 32, 64, 64]}
 
-
 Run = Callable[[Options], Iterator[Row]]
 CASES: dict[str, tuple[Run, str, str]] = {}  # by name: what runs, the target, the way it is measured
 

@@ -142,7 +142,7 @@ def test_scheduler_names(name: str, generate: Darkroom):
     ("args", "words"),
     [
         (("--size", "64by64"), ("--size", "64by64", "96x64")),
-        (("--size", "33"), ("width", "33", "32 or 34")),
+        (("--size", "33"), ("height", "33", "32 or 40")),
         (("--seed", -1), ("--seed", "-1")),
         (("--output", "picture.jpg"), ("--output", "picture.jpg", ".png")),
         (("--output", "nowhere/picture.png"), ("--output", "nowhere")),

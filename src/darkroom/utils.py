@@ -19,6 +19,7 @@ from .errors import InputError
 
 __all__ = ["load_image", "make_image_grid"]
 
+Source = str | os.PathLike[str] | Image.Image
 MAX_PIXELS = 178_956_970  # twice Image.MAX_IMAGE_PIXELS as PIL ships it: where PIL refuses too
 MAX_BYTES, TIMEOUT = 64 << 20, 30.0  # of a download; seconds, for each answer of the server and for the whole body
 WEB_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # PIL runs Ghostscript for EPS
@@ -26,10 +27,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def load_image(
-    image: str | os.PathLike[str] | Image.Image,
-    convert_method: Callable[[Image.Image], Image.Image] | None = None,
-    *,
-    allow_private: bool = False,
+    image: Source, convert_method: Callable[[Image.Image], Image.Image] | None = None, *, allow_private: bool = False
 ) -> Image.Image:
     """A file's path, an http or https URL (at most 64 MiB) or a PIL image as RGB, or as `convert_method` gives it, upright as its EXIF data say.
 
