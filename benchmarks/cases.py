@@ -97,6 +97,7 @@ def unet(options: Options) -> Iterator[Row]:
     theirs = diffusers.UNet2DConditionModel(**config).eval().to(options.device)
     with torch.device("meta"):
         ours = darkroom.UNet2DConditionModel(**config).eval()
+    nets = dict(zip(LIBRARIES, (ours, theirs)))
     for dtype in (torch.float32, torch.bfloat16):
         theirs.to(dtype)
         ours.load_state_dict(theirs.state_dict(), assign=True)
@@ -104,7 +105,6 @@ def unet(options: Options) -> Iterator[Row]:
             x = torch.randn(2, 4, size, size).to(options.device, dtype)
             context = torch.randn(2, 77, 768).to(options.device, dtype)
             inputs = (x, torch.tensor(500, device=options.device), context)
-            nets = dict(zip(LIBRARIES, (ours, theirs)))
             runs = {n: clock(lambda net=net, inputs=inputs: net(*inputs), options.device) for n, net in nets.items()}
             with torch.no_grad():
                 a, b = (net(*inputs).sample.float() for net in nets.values())  # warms up, too

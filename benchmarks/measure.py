@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -120,8 +121,6 @@ def machine(options: Options) -> dict[str, Any]:
     """The facts that figures depend on. Read before anything is run: it includes the load at the start."""
     load = os.getloadavg()[0]
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
-    from importlib.metadata import version
-
     facts = {"cpu": found[1] if found else "unknown", "cores": os.cpu_count(), "threads": options.threads, "device": options.device}
     if options.device.startswith("cuda"):
         import torch

@@ -2,7 +2,6 @@
 from .core.guidance import CFG as CFG
 from .core.guidance import PAG as PAG
 from .core.guidance import SAG as SAG
-from .core.media import VaeImageProcessor as VaeImageProcessor
 from .core.tasks import Image2Image as Image2Image
 from .core.tasks import Inpaint as Inpaint
 from .core.tasks import Text2Image as Text2Image

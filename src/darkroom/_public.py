@@ -6,7 +6,6 @@ __all__ = ["NAMES"]
 
 _BY_MODULE = {
     "core.guidance": "CFG PAG SAG",
-    "core.media": "VaeImageProcessor",
     "core.tasks": "Image2Image Inpaint Text2Image",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
     "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import json
 import logging
 import os
-import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["DiffusionPipeline"]
 
 logger = logging.getLogger("darkroom")
-_NOT_COMPONENTS = re.compile(r"\s*(typing\.)?ClassVar\b")
 
 
 class PipelineConfig(dict[str, Any]):
@@ -36,6 +35,15 @@ class PipelineConfig(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+class Declared(NamedTuple):
+    """What a pipeline class is made of. `annotations` is empty where a constructor written by hand says it."""
+
+    components: tuple[str, ...]
+    optional: frozenset[str]
+    options: Mapping[str, Any]
+    annotations: Mapping[str, str]
 
 
 class DiffusionPipeline:
@@ -54,74 +62,66 @@ class DiffusionPipeline:
 
     # ---- construction
 
-    def __init__(self, *args: Any, **values: Any):
-        if self._init_parameters() is not None:
-            return  # a constructor written by hand registers its components itself
-        cls, names = type(self).__name__, [*self.component_names(), *self.option_defaults()]
-        values = {**dict(zip(names, args)), **values}
-        if len(args) > len(names) or (unknown := sorted(set(values) - set(names))):
-            got = f"{len(args)} values" if len(args) > len(names) else ", ".join(unknown)
-            raise InputError("No such component or option.", where=cls, got=got, expected=", ".join(names))
-        missing = [n for n in self.component_names() if n not in values and n not in self.optional_names()]
-        if missing:
-            raise InputError("Components are missing.", where=cls, got=sorted(values), expected=", ".join(missing))
-        self.register_modules(**{n: values.get(n) for n in self.component_names()})
-        self.register_to_config(**{n: values.get(n, default) for n, default in self.options.items()})
-        self.__dict__.update({n: values.get(n, default) for n, default in self.settings.items()})
-
     def __new__(cls, *args: Any, **values: Any) -> Self:
         self = super().__new__(cls)
         self.__dict__.update(config=PipelineConfig(), _progress={}, _runs=weakref.WeakSet())
         return self
 
+    def __init__(self, *args: Any, **values: Any):
+        cls = type(self)
+        if not cls.declared().annotations:
+            return  # a constructor written by hand registers its components itself
+        names = [*cls.component_names(), *cls.option_defaults()]
+        values = {**dict(zip(names, args)), **values}
+        if len(args) > len(names) or (unknown := sorted(set(values) - set(names))):
+            got = f"{len(args)} values" if len(args) > len(names) else ", ".join(unknown)
+            raise InputError("No such component or option.", where=cls.__name__, got=got, expected=", ".join(names))
+        missing = [n for n in cls.component_names() if n not in values and n not in cls.optional_names()]
+        if missing:
+            raise InputError("Components are missing.", where=cls.__name__, got=sorted(values), expected=", ".join(missing))
+        self.register_modules(**{n: values.get(n) for n in cls.component_names()})
+        self.register_to_config(**{n: values.get(n, default) for n, default in self.options.items()})
+        self.__dict__.update({n: values.get(n, default) for n, default in self.settings.items()})
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls._init_parameters() is None:
-            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-            optional = cls.optional_names()
-            required = [inspect.Parameter(n, kind) for n in cls.component_names() if n not in optional]
-            rest = {n: None for n in cls.component_names() if n in optional} | cls.option_defaults()
-            given = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in rest.items()]
-            cls.__signature__ = inspect.Signature([*required, *given])  # type: ignore[attr-defined]
+        if cls.declared().annotations:
+            defaults: dict[str, Any] = dict.fromkeys(cls.optional_names()) | cls.option_defaults()
+            names = sorted([*cls.component_names(), *cls.option_defaults()], key=defaults.__contains__)
+            make, kind = inspect.Parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD
+            cls.__signature__ = inspect.Signature([make(n, kind, default=defaults.get(n, make.empty)) for n in names])  # type: ignore[attr-defined]
 
     @classmethod
-    def _annotations(cls) -> dict[str, str]:
+    @functools.cache
+    def declared(cls) -> Declared:
+        """What the class is made of: read off a constructor written by hand, else off annotations, `options` and `settings`."""
+        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        parameters = inspect.signature(cls.__init__).parameters
+        if by_hand := {n: p for n, p in parameters.items() if n != "self" and p.kind not in kinds}:
+            optional = frozenset(getattr(cls, "_optional_components", ()))
+            names = tuple(n for n, p in by_hand.items() if p.default is inspect.Parameter.empty or n in optional)
+            return Declared(names, optional, {n: p.default for n, p in by_hand.items() if n not in names}, {})
         found: dict[str, str] = {}
         for base in reversed(cls.__mro__):
             if base is not DiffusionPipeline and issubclass(base, DiffusionPipeline):
                 own = base.__dict__.get("__annotations__", {})
-                found |= {n: str(a) for n, a in own.items() if not n.startswith("_") and not _NOT_COMPONENTS.match(str(a))}
-        return found
-
-    @classmethod
-    def _init_parameters(cls) -> dict[str, inspect.Parameter] | None:
-        """The parameters of a constructor written by hand, None for a class that declares its components by annotations."""
-        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        parameters = inspect.signature(cls.__init__).parameters
-        return {n: p for n, p in parameters.items() if n != "self" and p.kind not in kinds} or None
+                found |= {n: str(a) for n, a in own.items() if not n.startswith("_") and "ClassVar" not in str(a)}
+        optional = frozenset(n for n, a in found.items() if "None" in a or "Optional" in a)
+        return Declared(tuple(found), optional, {**cls.options, **cls.settings}, found)
 
     @classmethod
     def component_names(cls) -> tuple[str, ...]:
         """The components this class is made of, in the order of its declaration."""
-        parameters = cls._init_parameters()
-        if parameters is None:
-            return tuple(cls._annotations())
-        optional = getattr(cls, "_optional_components", ())
-        return tuple(n for n, p in parameters.items() if p.default is inspect.Parameter.empty or n in optional)
+        return cls.declared().components
 
     @classmethod
     def optional_names(cls) -> frozenset[str]:
         """The components that may be None."""
-        if cls._init_parameters() is None:
-            return frozenset(n for n, a in cls._annotations().items() if "None" in a or "Optional" in a)
-        return frozenset(getattr(cls, "_optional_components", ()))
+        return cls.declared().optional
 
     @classmethod
     def option_defaults(cls) -> dict[str, Any]:
-        parameters = cls._init_parameters()
-        if parameters is None:
-            return {**cls.options, **cls.settings}
-        return {n: p.default for n, p in parameters.items() if n not in cls.component_names()}
+        return dict(cls.declared().options)
 
     def register_modules(self, **components: Any) -> None:
         """Make these objects components of the pipeline, under these names."""
@@ -179,16 +179,10 @@ class DiffusionPipeline:
                 device = value
             elif value is not None:
                 raise InputError("A device or dtype is given twice.", where="to", got=args, expected="one device, one dtype")
-        target = None if device is None else torch.device(device)
         if dtype is not None and not dtype.is_floating_point:
             raise InputError("Networks compute in floating point.", where="dtype", got=dtype, expected="such as torch.float16")
         for module in self._modules():
-            keep = getattr(module, "keep_in_float32", ())
-            module.to(device=target, dtype=dtype)
-            if keep and dtype not in (None, torch.float32):
-                for name, part in module.named_modules():
-                    if any(k in name.split(".") for k in keep):
-                        part.to(torch.float32)
+            module.to(device=device, dtype=dtype)
         return self
 
     def __repr__(self) -> str:
@@ -289,7 +283,7 @@ class DiffusionPipeline:
         dtype = torch_dtype if dtype is None else dtype
         names, optional = cls.component_names(), cls.optional_names()
         values = {n: v for n, v in kwargs.items() if n in names}
-        annotations = {} if cls._init_parameters() else cls._annotations()
+        annotations = cls.declared().annotations
         memo: dict[int, nn.Module] = {}
         for name, component in pipeline.components.items():
             if name not in names or name in values:

@@ -6,6 +6,7 @@ Arrays are channels last, (H, W, C) or (B, H, W, C); tensors are channels first,
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def image_count(image: Any) -> int:
 def image_size(image: Any, where: str = "image") -> tuple[int, int]:
     """Width and height of the first picture of an input, in pixels; `where` is the argument's name, for errors."""
     first = _items(image, where)[0]
-    return first.size if isinstance(first, Image.Image) else (_rows(first, 1, where).shape[3], _rows(first, 1, where).shape[2])
+    return first.size if isinstance(first, Image.Image) else tuple(_rows(first, 1, where).shape[:1:-1])
 
 
 def crop_region(mask: Image.Image, width: int, height: int, pad: int = 0) -> Box:
@@ -179,28 +180,22 @@ def _read(
     items: list[Any], channels: int, height: int | None, width: int | None, factor: int, crop: Box | None, mode: str, where: str
 ) -> Tensor:
     """(B, channels, H, W) float32. PIL images, and bytes that are no mask, become [0, 1]; other values stay as they are."""
-    pil = isinstance(items[0], Image.Image)
-    if pil:
+    if isinstance(items[0], Image.Image):
         items = [i.crop(crop) for i in items] if crop else items
         if height is None or width is None:
             _one_size([i.size for i in items], where)
+        size = _size(height, width, items[0].size[::-1], factor, where)
+        items = [resize_image(i, *size, mode).convert("L" if channels == 1 else "RGB") for i in items]  # palettes stay at their colours
+        x = _stack([_rows(np.array(i, np.float32) / 255, channels, where) for i in items], where)
     elif crop or mode != "default":
-        raise InputError("Only PIL images are cropped or filled.", where=where, got=_describe(items), fix="Resize it first.")
-    x = None if pil else _stack([_rows(i, channels, where) for i in items], where)
-    own = tuple(items[0].size[::-1] if x is None else x.shape[-2:])
-    given = own[0] if height is None else height, own[1] if width is None else width
-    if min(given) < factor:
-        raise InputError("A side is too short.", where=where, got=f"{given}", expected=f"{factor} pixels or more")
-    size = given[0] - given[0] % factor, given[1] - given[1] % factor
-    if x is None:  # converted after resizing: palettes stay at their colours
-        resized = [resize_image(i, *size, mode).convert("L" if channels == 1 else "RGB") for i in items]
-        x = _stack([_rows(np.array(i, np.float32) / 255, channels, where) for i in resized], where)
-    elif size != own:
-        x = F.interpolate(x, size)
+        raise InputError("Only PIL images are cropped or filled.", where=where, got=_describe(items[0]), fix="Resize it first.")
+    else:
+        x = _stack([_rows(i, channels, where) for i in items], where)
+        x = F.interpolate(x, _size(height, width, x.shape[-2:], factor, where))
     if x.shape[1] != channels:
         expected = f"{channels}: tensors (C, H, W) or (B, C, H, W), arrays (H, W, C) or (B, H, W, C)"
         fix = "Convert it; a PIL image of any mode is converted for you."
-        raise InputError("Another number of channels.", where=where, got=_describe(items), expected=expected, fix=fix)
+        raise InputError("Another number of channels.", where=where, got=_describe(items[0]), expected=expected, fix=fix)
     if not x.isfinite().all():
         raise InputError("Values that are no numbers.", where=where, got="NaN or infinity")
     return x
@@ -208,20 +203,27 @@ def _read(
 
 def _rows(item: np.ndarray | Tensor, channels: int, where: str) -> Tensor:
     """One array or tensor as (b, C, H, W) float32. With one channel, three dimensions are (B, H, W), and bytes keep their values."""
-    array, gray = isinstance(item, np.ndarray), channels == 1
-    if item.ndim not in (2, 3, 4) or 0 in item.shape or (isinstance(item, np.ndarray) and item.dtype.kind not in "biuf"):
+    gray, array = channels == 1, item if isinstance(item, np.ndarray) else None
+    if item.ndim not in (2, 3, 4) or 0 in item.shape or (array is not None and array.dtype.kind not in "biuf"):
         raise InputError("No picture has this shape or dtype.", where=where, got=_describe(item))
-    x = torch.from_numpy(np.array(item, order="C")) if isinstance(item, np.ndarray) else item
+    x = item if array is None else torch.from_numpy(np.array(array, order="C"))
     if x.ndim == 2:
         x = x[None, None]
-    elif x.ndim == 3 and gray and not (array and x.shape[-1] <= 4):
+    elif x.ndim == 3 and gray and (array is None or x.shape[-1] > 4):
         x = x[:, None]
     else:
         x = x[None] if x.ndim == 3 else x
-        x = x.permute(0, 3, 1, 2) if array else x
+        x = x if array is None else x.permute(0, 3, 1, 2)
     if not (gray or x.is_floating_point() or x.dtype == torch.uint8):
         raise InputError("Whole numbers other than bytes.", where=where, got=_describe(item), expected="floats or uint8")
     return x.float() / 255 if x.dtype == torch.uint8 and not gray else x.float()
+
+
+def _size(height: int | None, width: int | None, own: Sequence[int], factor: int, where: str) -> tuple[int, int]:
+    height, width = own[0] if height is None else height, own[1] if width is None else width
+    if min(height, width) < factor:
+        raise InputError("A side is too short.", where=where, got=f"{height, width}", expected=f"{factor} pixels or more")
+    return height - height % factor, width - width % factor
 
 
 def _stack(rows: list[Tensor], where: str) -> Tensor:

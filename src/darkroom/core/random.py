@@ -16,31 +16,22 @@ Generators = Generator | Sequence[Generator] | None
 
 
 def randn(
-    shape: Sequence[int],
-    generator: Generators = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    layout: torch.layout | None = None,
-) -> Tensor:
+    shape: Sequence[int], generator: Generators = None, device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None, layout: torch.layout | None = None,
+) -> Tensor:  # fmt: skip
     """Standard normal noise of `shape` (B, ...) on `device` (CPU if not given).
 
-    A list of generators draws row by row, so each row is what its own seed alone would give. A CPU generator draws on the
-    CPU whatever the device, so that a seed gives the same noise on every machine.
-
-    Raises:
-        InputError: a list whose length is not B, or a generator of a device that the noise cannot come from.
+    A list of generators draws row by row, so each row is what its own seed alone would give. A CPU generator draws on the CPU whatever the
+    device, so that a seed gives the same noise on every machine.
+    Raises InputError for a list whose length is not B, or a generator of a device that the noise cannot come from.
     """
     device = torch.device(device or "cpu")
     generators = [generator] if isinstance(generator, Generator) or generator is None else list(generator)
     if len(generators) not in (1, shape[0]):
-        what, expected = "One generator for each row is needed.", f"1 or {shape[0]}"
-        raise InputError(what, where="generator", got=len(generators), expected=expected)
-    origin = device
-    if generators[0] is not None and generators[0].device.type != device.type:
-        origin = generators[0].device
-        if origin.type != "cpu":
-            what, expected = "This generator cannot draw for that device.", f"cpu or {device}"
-            raise InputError(what, where="generator", got=origin, expected=expected)
+        raise InputError("One generator for each row is needed.", where="generator", got=len(generators), expected=f"1 or {shape[0]}")
+    origin = device if generators[0] is None or generators[0].device.type == device.type else generators[0].device
+    if origin is not device and origin.type != "cpu":
+        raise InputError("This generator cannot draw for that device.", where="generator", got=origin, expected=f"cpu or {device}")
     draw = partial(torch.randn, device=origin, dtype=dtype, layout=layout or torch.strided)
     if len(generators) == 1:
         return draw(tuple(shape), generator=generators[0]).to(device)

@@ -73,9 +73,7 @@ class DecoderOutput(Output):
 class Stage(nn.Module):
     """Residual blocks, attention after the first `attentions` of them, then a change of resolution."""
 
-    def __init__(
-        self, before: int, width: int, config: AutoencoderKLConfig, resnets: int, attentions: int, resample: str
-    ):
+    def __init__(self, before: int, width: int, config: AutoencoderKLConfig, resnets: int, attentions: int, resample: str):
         super().__init__()
         groups, act_fn = config.norm_num_groups, config.act_fn
         self.resnets = nn.ModuleList(
@@ -102,9 +100,7 @@ def _middle(config: AutoencoderKLConfig) -> Stage:
     return Stage(width, width, config, 2, int(config.mid_block_add_attention), "")
 
 
-def _stages(
-    config: AutoencoderKLConfig, field: str, known: dict[str, bool], layers: int, resample: str
-) -> nn.ModuleList:
+def _stages(config: AutoencoderKLConfig, field: str, known: dict[str, bool], layers: int, resample: str) -> nn.ModuleList:
     """One stage for each width, wide ones first when going up; all but the last change the resolution."""
     types, widths = config[field], config.block_out_channels[:: -1 if resample == "up" else 1]
     if len(types) != len(widths) or not set(types) <= set(known):

@@ -75,10 +75,6 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
         slack = STRICTER * special.float()[:, None]
         flagged = _exceeds(embeds, self.concept_embeds, self.concept_embeds_weights, slack).tolist()
         if any(flagged):
-            logger.warning(
-                "Potential NSFW content was detected in one or more images: %d of %d are black.",
-                sum(flagged),
-                len(flagged),
-            )
+            logger.warning("Potential NSFW content was detected in one or more images: %d of %d are black.", sum(flagged), len(flagged))
             images = _blacken(images, flagged)
         return images, flagged

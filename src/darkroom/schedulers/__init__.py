@@ -1,23 +1,14 @@
-"""Schedulers: one file per algorithm, over shared tables, spacing and parameterization. Classes are imported on first use."""
+"""Schedulers: one file per algorithm. Classes are imported on first use."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-_HOMES = {
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddpm",
-    "DPMSolverMultistepScheduler": "dpmsolver_multistep",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
-    "EulerDiscreteScheduler": "euler_discrete",
-    "HeunDiscreteScheduler": "heun_discrete",
-    "KarrasScheduler": "base",
-    "LMSDiscreteScheduler": "lms_discrete",
-    "PNDMScheduler": "pndm",
-    "Scheduler": "base",
-    "SchedulerOutput": "base",
-}
+from .._public import NAMES
+
+_HOMES = {name: module.removeprefix("schedulers.") for name, module in NAMES.items() if module.startswith("schedulers.")}
+_HOMES |= dict.fromkeys(("KarrasScheduler", "Scheduler", "SchedulerOutput"), "base")
 __all__ = sorted(_HOMES)
 
 

@@ -7,7 +7,7 @@ import math
 import numbers
 import os
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin, get_type_hints
@@ -20,28 +20,18 @@ from .. import schedulers
 from ..config import Config, Configurable
 from ..errors import ConfigError, InputError
 from ..outputs import Output
-from . import tables
-from .parameterization import PRESERVING, Parameterization, threshold
-from .spacing import spaced
+from . import process
 
-__all__ = [
-    "BetaConfig", "BetaSchedule", "Device", "KarrasScheduler", "Scheduler", "SchedulerOutput", "Spacing", "Stepped", "Timestep",
-]  # fmt: skip
+__all__ = ["BetaConfig", "Device", "KarrasScheduler", "Prediction", "Scheduler", "SchedulerOutput", "Spacing", "Stepped", "Timestep"]
 
 Device = torch.device | str | None
-Timestep = Tensor | float
-
-BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
-Spacing = Literal["linspace", "leading", "trailing"]
 PathLike = str | os.PathLike[str]
+Timestep = Tensor | float
+Prediction = Literal["epsilon", "sample", "v_prediction"]
+Spacing = Literal["linspace", "leading", "trailing"]
 LARGEST_TABLE = 1_000_000  # a file may ask for any number; this bounds what it costs
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-INTERCHANGEABLE = (
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler",
-    "PNDMScheduler", "UniPCMultistepScheduler",
-)  # fmt: skip
+_hints = functools.cache(get_type_hints)
 
 
 @dataclass
@@ -55,17 +45,12 @@ class SchedulerOutput(Output):
 Stepped = SchedulerOutput | tuple[Tensor, ...]  # what `step` returns
 
 
-@functools.cache
-def _hints(config: type[Config]) -> Mapping[str, Any]:
-    return get_type_hints(config)
-
-
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of a configuration is one of its annotation's; for a switch, None is off."""
     if get_origin(hint) in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(hint))
     if get_origin(hint) is Literal:
-        return isinstance(value, str) and value in get_args(hint)
+        return isinstance(value, (str, numbers.Integral)) and value in get_args(hint)
     if hint is bool:
         return value is None or isinstance(value, (bool, np.bool_))
     if hint in (int, float):
@@ -77,8 +62,9 @@ def _fits(value: Any, hint: Any) -> bool:
 class Scheduler(Configurable):
     """Timesteps of a run, and one step of it: `set_timesteps(n)`, then `step(out, t, x).prev_sample` for each t of `timesteps`.
 
-    What belongs to a run lives in plain attributes that are replaced, never changed in place: `copy.copy(scheduler)` is an
-    independent run over the same configuration and tables.
+    `step` takes the network's output and the sample, (B, C, ...) both, and an item of `timesteps`; a `generator` (or one for each row) makes
+    its noise, and `return_dict=False` gives a tuple. What belongs to a run lives in plain attributes that are replaced, never changed in
+    place: `copy.copy(scheduler)` is an independent run over the same configuration and tables.
 
     Attributes:
         timesteps: descending, (steps,), on the device given to `set_timesteps`; the whole table before.
@@ -90,7 +76,6 @@ class Scheduler(Configurable):
 
     config_name: ClassVar[str] = "scheduler_config.json"
     order: ClassVar[int] = 1
-    interchangeable: ClassVar[Sequence[str]] = ()
     init_noise_sigma: float | Tensor = 1.0
     num_inference_steps: int | None = None
     step_index: int | None
@@ -109,8 +94,8 @@ class Scheduler(Configurable):
     def _assemble(self, config: Config) -> None:
         """Check the configuration, then build tables and the timesteps that hold before `set_timesteps`."""
         self.config = config
-        for name in config.names():
-            value, hint = config[name], _hints(type(config))[name]
+        for name, hint in ((name, _hints(type(config))[name]) for name in config.names()):
+            value = config[name]
             infinite = isinstance(value, float) and math.isinf(value) and value != getattr(type(config), name)
             if infinite or not _fits(value, hint):
                 self._refuse(name, value, ", ".join(getattr(a, "__name__", str(a)) for a in get_args(hint)) or hint.__name__)
@@ -129,14 +114,9 @@ class Scheduler(Configurable):
     def from_pretrained(cls, path: PathLike, subfolder: str | None = None, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """Load from a folder with `scheduler_config.json` (of this or another class), that file itself, or a hub id.
 
-        Args:
-            path: the folder, file or hub id.
-            subfolder: the component's folder inside it, usually "scheduler".
-            return_unused_kwargs: also return the overrides that are no options of this class.
-            overrides: options to change; `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` go to the hub.
-        Raises:
-            CheckpointError: the folder or file cannot be used.
-            ConfigError: a value in it has no meaning.
+        `subfolder` is the component's inside it, usually "scheduler". `overrides` change options, and with `return_unused_kwargs` those that
+        are none of this class are returned too; `revision`, `cache_dir`, `token`, `local_files_only` and `force_download` go to the hub.
+        Raises CheckpointError for a folder or file that cannot be used, ConfigError for a value in it that has no meaning.
         """
         from ..checkpoints.files import read_json
         from ..checkpoints.hub import locate
@@ -163,8 +143,7 @@ class Scheduler(Configurable):
     @property
     def compatibles(self) -> list[type[Scheduler]]:
         """The classes that this configuration can be given to, by name."""
-        names = {type(self).__name__, *self.interchangeable} & set(schedulers.__all__)
-        return [getattr(schedulers, name) for name in sorted(names)]
+        return [type(self)]
 
     @property
     def timesteps(self) -> Tensor:
@@ -225,33 +204,26 @@ class Scheduler(Configurable):
             raise self._error("The run is over.", "step", got, fix="Call set_timesteps before a new run.")
         return self.step_index
 
-    def _steps(self, num_inference_steps: int | None) -> int:
-        """The number of steps, checked against the training table."""
-        table = self.config.num_train_timesteps
-        if not isinstance(num_inference_steps, numbers.Integral) or not 1 <= num_inference_steps <= table:
-            where = "set_timesteps, num_inference_steps"
-            raise self._error("A run cannot have this number of steps.", where, num_inference_steps, f"1 to {table}")
-        return int(num_inference_steps)
-
-    def _count(self, num_inference_steps: int | None, **schedules: Sequence[float] | None) -> int:
-        """The number of steps, given itself or as the length of one of the schedules. Raises InputError unless one is given."""
-        given = {name: values for name, values in schedules.items() if values is not None}
-        if len(given) + (num_inference_steps is not None) != 1:
-            got = ", ".join([*given, *["num_inference_steps"] * (num_inference_steps is not None)]) or "none"
-            expected = " or ".join(["num_inference_steps", *schedules])
-            raise self._error("Exactly one of these arguments is needed.", "set_timesteps", got, expected)
-        for name, values in given.items():
-            if len(values) == 0:
-                raise self._error("An empty schedule.", f"set_timesteps, {name}", "no values")
-            return len(values)
-        return self._steps(num_inference_steps)
+    def _steps(self, num_inference_steps: int | None, **schedules: Sequence[float] | None) -> int:
+        """The number of steps, given itself or as the length of one of the schedules. Raises InputError unless exactly one is given."""
+        options = {"num_inference_steps": num_inference_steps, **schedules}
+        given = [name for name, value in options.items() if value is not None]
+        if len(given) != 1:
+            raise self._error("Exactly one of these is needed.", "set_timesteps", ", ".join(given) or "none", " or ".join(options))
+        steps: Any = options[given[0]] if num_inference_steps is not None else len(schedules[given[0]])  # type: ignore[arg-type]
+        most = LARGEST_TABLE if num_inference_steps is None else self.config.num_train_timesteps
+        if not isinstance(steps, numbers.Integral) or not 1 <= steps <= most:
+            raise self._error("A run cannot have this number of steps.", f"set_timesteps, {given[0]}", steps, f"1 to {most}")
+        return int(steps)
 
     def _needs_run(self) -> None:
         if self.num_inference_steps is None:
             raise self._error("The number of steps is not known yet.", "step", None, fix="Call set_timesteps first.")
 
-    @staticmethod
-    def _result(return_dict: bool, prev_sample: Tensor, x0: Tensor | None = None) -> Stepped:
+    def _result(self, return_dict: bool, prev_sample: Tensor, x0: Tensor | None = None) -> Stepped:
+        """What `step` returns; the run moves on."""
+        if self.step_index is not None:
+            self.step_index += 1
         out = SchedulerOutput(prev_sample, x0)
         return out if return_dict else out.to_tuple()
 
@@ -267,7 +239,7 @@ class BetaConfig(Config):
     num_train_timesteps: int = 1000
     beta_start: float = 0.0001
     beta_end: float = 0.02
-    beta_schedule: BetaSchedule = "linear"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"] = "linear"
     trained_betas: tuple[float, ...] | None = None
 
 
@@ -281,42 +253,44 @@ class KarrasScheduler(Scheduler):
         final_alpha_cumprod: alpha bar of the data itself, where the last step ends.
     """
 
-    interchangeable = INTERCHANGEABLE
-
     def _assemble(self, config: Any) -> None:
         if isinstance(config.trained_betas, (np.ndarray, Tensor)):
             config = config.replace(trained_betas=config.trained_betas.tolist())
         super()._assemble(config)
-        steps, start, end, kind, trained = (config[name] for name in BetaConfig.names())
-        betas = tables.betas(kind, start, end, steps, trained)
-        if self._option("rescale_betas_zero_snr"):
-            betas = tables.zero_terminal_snr(betas)
-        self.betas, self.alphas = betas, 1.0 - betas
+        betas = process.betas(*(config[name] for name in BetaConfig.names()))
+        self.betas = process.zero_snr(betas) if self._option("rescale_betas_zero_snr") else betas
+        self.alphas = 1.0 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)
-        to_one = self._option("set_alpha_to_one", True)
-        self.final_alpha_cumprod = torch.tensor(1.0) if to_one else self.alphas_cumprod[0]
+        self.final_alpha_cumprod = torch.tensor(1.0) if self._option("set_alpha_to_one", True) else self.alphas_cumprod[0]
         self.timesteps = torch.arange(config.num_train_timesteps - 1, -1, -1)
+
+    @property
+    def compatibles(self) -> list[type[Scheduler]]:
+        kinds = [getattr(schedulers, name) for name in schedulers.__all__]
+        return [kind for kind in kinds if issubclass(kind, KarrasScheduler) and hasattr(kind, "Config")]
 
     def _option(self, name: str, default: Any = False) -> Any:
         """An option of this class, or `default` where it has none (a key that is kept for another class does not count)."""
         return self.config[name] if name in self.config.names() else default
 
     @property
-    def parameterization(self) -> Parameterization:
-        return PRESERVING[self.config.prediction_type]
+    def parameterization(self) -> process.Parameterization:
+        return process.PRESERVING[self.config.prediction_type]
 
     def _spaced(self, steps: int) -> np.ndarray:
         """Descending whole timesteps, by the configured rule: int64 (steps,)."""
-        config = self.config
-        chosen = spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
-        return chosen.round().astype(np.int64)
+        spacing, offset = self.config.timestep_spacing, self.config.steps_offset
+        return process.spaced(spacing, steps, self.config.num_train_timesteps, offset).round().astype(np.int64)
 
     def limit(self, x0: Tensor) -> Tensor:
-        """What the configuration does to a predicted x0: dynamic thresholding, clipping or nothing."""
-        if self._option("thresholding"):
-            return threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
-        bound = self._option("clip_sample") and self.config.clip_sample_range
-        return x0.clamp(-bound, bound) if bound else x0
+        """A predicted x0, limited as configured: clipped, or dynamically thresholded (Saharia et al. 2022, sec. 2.3), or as it is."""
+        if not self._option("thresholding"):
+            bound = self._option("clip_sample") and self.config.clip_sample_range
+            return x0.clamp(-bound, bound) if bound else x0
+        rows = (x0 if x0.dtype in (torch.float32, torch.float64) else x0.float()).flatten(1)
+        quantile = rows.abs().quantile(self.config.dynamic_thresholding_ratio, dim=1, keepdim=True)
+        bound = quantile.clamp(1, self.config.sample_max_value)
+        return (rows.clamp(-bound, bound) / bound).reshape(x0.shape).to(x0.dtype)
 
     def alpha_bar(self, t: int) -> Tensor:
         """Alpha bar at an integer timestep, `final_alpha_cumprod` below 0: ()."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core.random import Generators, randn
-from .base import BetaConfig, Device, KarrasScheduler, Spacing, Stepped, Timestep
-from .parameterization import PRESERVING, Prediction
+from .base import BetaConfig, Device, KarrasScheduler, Prediction, Spacing, Stepped, Timestep
+from .process import PRESERVING
 
 __all__ = ["DDIMScheduler"]
 
@@ -38,24 +38,13 @@ class DDIMScheduler(KarrasScheduler):
         self._install(self._spaced(self.num_inference_steps), device)
 
     def step(
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        eta: float = 0.0,
-        use_clipped_model_output: bool = False,
-        generator: Generators = None,
-        variance_noise: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> Stepped:
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.0, use_clipped_model_output: bool = False,
+        generator: Generators = None, variance_noise: Tensor | None = None, return_dict: bool = True,
+    ) -> Stepped:  # fmt: skip
         """x at the next timestep: alpha' x0 + sqrt(sigma'^2 - std^2) eps + std noise (Song et al. 2021, eq. 12 and 16).
 
-        Args:
-            model_output: (B, C, ...), like `sample`.
-            timestep: a timestep of the table; the run's stride leads to the next.
-            eta: share of the ancestral noise, 0 (deterministic) to 1 (as DDPM).
-            use_clipped_model_output: take eps from x0 after it was clipped.
-            variance_noise: the noise, instead of a `generator`.
+        Any timestep of the table will do; the run's stride leads to the next. `eta` is the share of the ancestral noise, 0 (deterministic) to
+        1 (as DDPM), `variance_noise` that noise, instead of a `generator`; `use_clipped_model_output` takes eps from x0 after it was clipped.
         """
         self._needs_run()
         t, stride = self.number(timestep), self.config.num_train_timesteps // self.num_inference_steps

@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 
 from ..core.random import Generators, randn
-from .base import BetaConfig, Device, KarrasScheduler, Spacing, Stepped, Timestep
-from .parameterization import Prediction
+from .base import BetaConfig, Device, KarrasScheduler, Prediction, Spacing, Stepped, Timestep
 
 __all__ = ["DDPMScheduler"]
-
-Variance = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DDPMConfig(BetaConfig):
-    variance_type: Variance = "fixed_small"
+    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"] = "fixed_small"
     clip_sample: bool = True
     prediction_type: Prediction = "epsilon"
     thresholding: bool = False
@@ -39,14 +36,14 @@ class DDPMScheduler(KarrasScheduler):
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, timesteps: list[int] | None = None) -> None:
         """Lay out a run of `num_inference_steps`, or at the given `timesteps`, which descend inside the table."""
-        steps = self._count(num_inference_steps, timesteps=timesteps)
+        steps = self._steps(num_inference_steps, timesteps=timesteps)
         if timesteps is None:
             self.num_inference_steps = steps
             return self._install(self._spaced(steps), device)
         chosen, table = np.array(timesteps, dtype=np.int64), self.config.num_train_timesteps
         if chosen[0] >= table or chosen[-1] < 0 or (np.diff(chosen) >= 0).any():
-            what, expected = "Timesteps that cannot be followed.", f"descending, from at most {table - 1} to at least 0"
-            raise self._error(what, "set_timesteps, timesteps", chosen.tolist(), expected)
+            expected = f"descending, from at most {table - 1} to at least 0"
+            raise self._error("Timesteps that cannot be followed.", "set_timesteps, timesteps", chosen.tolist(), expected)
         return self._install(chosen, device)
 
     def previous_timestep(self, timestep: Timestep) -> int:
@@ -71,17 +68,14 @@ class DDPMScheduler(KarrasScheduler):
     ) -> Stepped:
         """Draw x at the next timestep from the posterior given the predicted x0 (Ho et al. 2020, eq. 6 and 7).
 
-        Args:
-            model_output: (B, C, ...), or (B, 2C, ...) with a learned variance.
-            timestep: an item of `timesteps`.
-            sample: (B, C, ...).
+        With a learned variance, `model_output` is (B, 2C, ...): the prediction, then the variance.
         """
         bar, bar_prev = self.alpha_bar(self.number(timestep)), self.alpha_bar(self.previous_timestep(timestep))
         learned, channels = None, sample.shape[1]
         if self.config.variance_type in ("learned", "learned_range"):
-            if model_output.shape[1] != 2 * channels:
-                got, expected = f"{model_output.shape[1]} channels", f"{2 * channels}: prediction and variance"
-                raise self._error("The network predicts no variance.", "step, model_output", got, expected)
+            if (got := model_output.shape[1]) != 2 * channels:
+                expected = f"{2 * channels}: prediction and variance"
+                raise self._error("The network predicts no variance.", "step, model_output", f"{got} channels", expected)
             model_output, learned = model_output.split(channels, dim=1)
         alpha = bar / bar_prev
         x0 = self.limit(self.parameterization.x0(model_output, sample, bar**0.5, (1 - bar) ** 0.5))

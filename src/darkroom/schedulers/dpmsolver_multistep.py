@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..core.random import Generators, randn
 from .base import BetaConfig, Device, Spacing, Stepped, Timestep
-from .parameterization import PRESERVING, flow_split, split
+from .process import PRESERVING, flow_split, sigma_to_t, spaced, split
 from .sigma import SigmaScheduler
-from .spacing import sigma_to_t, spaced, trailing
 
 __all__ = ["DPMSolverMultistepScheduler"]
 
@@ -23,7 +22,7 @@ FOREIGN = {"deis": "dpmsolver++", "logrho": "midpoint", "bh1": "midpoint", "bh2"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DPMSolverMultistepConfig(BetaConfig):
-    solver_order: int = 2
+    solver_order: Literal[1, 2, 3] = 2
     prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "epsilon"
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
@@ -51,8 +50,7 @@ class DPMSolverMultistepConfig(BetaConfig):
 class DPMSolverMultistepScheduler(SigmaScheduler):
     """DPM-Solver (Lu et al. 2022a), DPM-Solver++ and their SDE forms (Lu et al. 2022b), multistep, of orders 1 to 3.
 
-    Attributes:
-        model_outputs: the last predictions (x0, or eps without ++), oldest first.
+    `model_outputs` are the last predictions (x0, or eps without ++), oldest first.
     """
 
     Config = DPMSolverMultistepConfig
@@ -61,8 +59,6 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         foreign = {k: FOREIGN[str(config[k])] for k in ("algorithm_type", "solver_type") if str(config[k]) in FOREIGN}
         super()._assemble(config.replace(**foreign) if foreign else config)
         config = self.config
-        if config.solver_order not in (1, 2, 3):
-            self._refuse("solver_order", config.solver_order, "1, 2 or 3")
         if config.final_sigmas_type == "zero" and not config.algorithm_type.endswith("++"):
             self._refuse("final_sigmas_type", "zero", f"'sigma_min': {config.algorithm_type} needs eps at the end")
         if config.prediction_type == "flow_prediction" and not config.use_flow_sigmas:
@@ -86,9 +82,8 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         """Lay out a run of `num_inference_steps`, or at `timesteps`; `mu` is the log of the flow shift of this run."""
         config = self.config
         if mu is not None and not config.use_dynamic_shifting:
-            what, fix = "A shift for a scheduler that has none.", "Set use_dynamic_shifting=True."
-            raise self._error(what, "set_timesteps, mu", mu, fix=fix)
-        steps = self._count(num_inference_steps, timesteps=timesteps)
+            raise self._error("A shift for a scheduler that has none.", "set_timesteps, mu", mu, fix="Set use_dynamic_shifting=True.")
+        steps = self._steps(num_inference_steps, timesteps=timesteps)
         if timesteps is None:
             chosen, sigmas = self._space(steps, config.flow_shift if mu is None else float(np.exp(mu)))
         else:
@@ -113,7 +108,7 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         # noise beyond the clipped log-SNR is left out
         last = table - int(torch.searchsorted(self.lambda_t.flip(0), config.lambda_min_clipped))
         if config.timestep_spacing == "trailing":
-            timesteps = trailing(last, table / n)
+            timesteps = np.arange(last, 0, -table / n).round() - 1
         else:
             timesteps = spaced(config.timestep_spacing, n + 1, last, config.steps_offset)[:-1].round()
         return timesteps, self._sigmas_at(timesteps)
@@ -134,41 +129,26 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
 
     def _order(self, index: int) -> int:
         """The order of the step at this position: what the history allows, and less at the end, where high orders are unstable."""
-        config, left, short = self.config, len(self._numbers) - index, len(self._numbers) < 15
-        order = min(config.solver_order, len(self.model_outputs))
-        early = config.lower_order_final and short
+        config, left, steps = self.config, len(self._numbers) - index, len(self._numbers)
+        early = config.lower_order_final and steps < 15
         if left == 1 and (early or config.euler_at_final or config.final_sigmas_type == "zero"):
             return 1
-        return min(order, 2) if left == 2 and early else order
+        return min(config.solver_order, len(self.model_outputs), 2 if left == 2 and early else 3)
 
     def step(
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        generator: Generators = None,
-        variance_noise: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> Stepped:
-        """x at the next timestep, in float32 inside.
-
-        Args:
-            model_output: (B, C, ...), like `sample`.
-            timestep: an item of `timesteps`.
-            variance_noise: the noise of the SDE forms, instead of a `generator`.
-        """
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
+        variance_noise: Tensor | None = None, return_dict: bool = True,
+    ) -> Stepped:  # fmt: skip
+        """x at the next timestep, in float32 inside. `variance_noise` is the noise of the SDE forms, instead of a `generator`."""
         self._needs_run()
         index = self._position(timestep)
         output = self.convert_model_output(model_output, sample)
         self.model_outputs = (*self.model_outputs, output)[-self.config.solver_order :]
-        noise = None
-        if self.config.algorithm_type.startswith("sde"):
-            noise = variance_noise
-            if noise is None:
-                noise = randn(output.shape, generator, output.device, torch.float32)
-            noise = noise.to(output.device, torch.float32)
-        prev = self._update(index, self._order(index), sample.float(), noise)
-        self.step_index = index + 1
+        if not self.config.algorithm_type.startswith("sde"):
+            variance_noise = None
+        elif variance_noise is None:
+            variance_noise = randn(output.shape, generator, output.device, torch.float32)
+        prev = self._update(index, self._order(index), sample.float(), variance_noise)
         return self._result(return_dict, prev.to(output.dtype))
 
     def _update(self, index: int, order: int, x: Tensor, noise: Tensor | None) -> Tensor:
@@ -177,8 +157,7 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         x' = scale x - gain (phi1 D0 + c1 D1 + c2 D2) + std noise, with phi1 = e^g - 1 and g the step h in log-SNR, signed and
         doubled as the algorithm needs; D0, D1, D2 are the prediction and its divided differences.
         """
-        kind = self.config.algorithm_type
-        data, stochastic = kind.endswith("++"), kind.startswith("sde")
+        data, stochastic = self.config.algorithm_type.endswith("++"), noise is not None
         alpha, sigma = self.split(self.sigmas[index + 1])
         levels = [self.split(self.sigmas[index - k]) for k in range(order)]
         alpha_s, sigma_s = levels[0]
@@ -205,4 +184,4 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
             prev = prev - (gain * (phi / g - 1)) * slope - (gain * ((phi - g) / g**2 + half)) * curve
         if noise is None:
             return prev
-        return prev + sigma * torch.sqrt(1 - torch.exp(-2 * h) if data else torch.exp(2 * h) - 1) * noise
+        return prev + sigma * torch.sqrt(1 - torch.exp(-2 * h) if data else torch.exp(2 * h) - 1) * noise.to(prev)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core.random import Generators, randn
-from .base import BetaConfig, Spacing, Stepped, Timestep
-from .parameterization import Prediction
+from .base import BetaConfig, Prediction, Spacing, Stepped, Timestep
 from .sigma import ExplodingScheduler
 
 __all__ = ["EulerAncestralDiscreteScheduler"]
@@ -30,14 +29,11 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True
     ) -> Stepped:
-        """x at the next sigma, in float32 inside. `model_output` and `sample` are (B, C, ...), `timestep` an item of `timesteps`."""
-        self._refuse_integer(timestep)
-        index, x = self._position(timestep), sample.float()
-        sigma, sigma_next = self.sigmas[index], self.sigmas[index + 1]
+        """x at the next sigma, in float32 inside."""
+        sigma, sigma_next, x = *self._ends(timestep), sample.float()
         x0 = self.x0(model_output, x, sigma)
         up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
         down = (sigma_next**2 - up**2) ** 0.5
         noise = randn(model_output.shape, generator, model_output.device, model_output.dtype)
         prev = x + (x - x0) / sigma * (down - sigma) + noise * up
-        self.step_index = index + 1
         return self._result(return_dict, prev.to(model_output.dtype), x0)

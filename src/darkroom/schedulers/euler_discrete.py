@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..core.random import Generators, randn
 from .base import BetaConfig, Device, Spacing, Stepped, Timestep
+from .process import sigma_to_t
 from .sigma import ExplodingScheduler
-from .spacing import exponential, sigma_to_t
 
 __all__ = ["EulerDiscreteScheduler"]
 
@@ -37,30 +37,22 @@ class EulerDiscreteScheduler(ExplodingScheduler):
 
     Config = EulerDiscreteConfig
 
-    def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: Device, end: float | None = None) -> None:
-        if self._log_sigma_time:
-            timesteps = 0.25 * np.log(sigmas[: len(timesteps)].astype(np.float32))
-        super()._lay_out(timesteps, sigmas, device, end)
-
     @property
     def _log_sigma_time(self) -> bool:
         """Whether the network takes c_noise = log(sigma) / 4 for its timestep (Karras et al. 2022, table 1)."""
         return self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction"
 
-    def _reshape(self, timesteps: np.ndarray, sigmas: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.config.interpolation_type == "log_linear":
-            sigmas = exponential(self.sigma_table[-1], self.sigma_table[0], steps + 1)
-        return super()._reshape(timesteps, sigmas, steps)
+    def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: Device, end: float | None = None) -> None:
+        if self._log_sigma_time:
+            timesteps = 0.25 * np.log(sigmas[: len(timesteps)].astype(np.float32))
+        super()._lay_out(timesteps, sigmas, device, end)
 
     def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Device = None,
-        timesteps: list[int] | None = None,
+        self, num_inference_steps: int | None = None, device: Device = None, timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Lay out a run: of `num_inference_steps`, at `timesteps`, or through `sigmas` (one more than steps, the last is the end)."""
-        self.num_inference_steps = steps = self._count(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        self.num_inference_steps = steps = self._steps(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         if sigmas is not None:
             self.num_inference_steps = steps - 1
             levels = np.asarray(sigmas, dtype=np.float32)
@@ -71,28 +63,14 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         return self._lay_out(*self._space(steps, timesteps), device)
 
     def step(
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        s_noise: float = 1.0,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> Stepped:
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
+        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None, return_dict: bool = True,
+    ) -> Stepped:  # fmt: skip
         """x at the next sigma, in float32 inside.
 
-        Args:
-            model_output: (B, C, ...), like `sample`.
-            timestep: an item of `timesteps`.
-            s_churn: noise added and removed again over the whole run, between the sigmas `s_tmin` and `s_tmax`.
-            s_noise: standard deviation of that noise, about 1.
+        `s_churn` is noise, of standard deviation `s_noise`, added and removed again over the whole run between the sigmas `s_tmin` and `s_tmax`.
         """
-        self._refuse_integer(timestep)
-        index, x = self._position(timestep), sample.float()
-        sigma, sigma_next = self.sigmas[index], self.sigmas[index + 1]
+        sigma, sigma_next, x = *self._ends(timestep), sample.float()
         gamma = min(s_churn / (len(self.sigmas) - 1), 2**0.5 - 1) if s_tmin <= sigma <= s_tmax else 0.0
         raised = sigma * (gamma + 1)
         if gamma > 0:
@@ -101,5 +79,4 @@ class EulerDiscreteScheduler(ExplodingScheduler):
         # the network saw the sample at sigma; with epsilon the churned sample is taken to be at the raised level
         x0 = self.x0(model_output, x, raised if self.config.prediction_type == "epsilon" else sigma)
         prev = x + (x - x0) / raised * (sigma_next - raised)
-        self.step_index = index + 1
         return self._result(return_dict, prev.to(model_output.dtype), x0)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from .base import BetaConfig, Device, Spacing, Stepped, Timestep
-from .parameterization import Prediction
+from .base import BetaConfig, Device, Prediction, Spacing, Stepped, Timestep
+from .process import spaced
 from .sigma import ExplodingScheduler
-from .spacing import spaced
 
 __all__ = ["HeunDiscreteScheduler"]
 
@@ -49,15 +48,12 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         return self.half_done is None
 
     def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Device = None,
-        num_train_timesteps: int | None = None,
+        self, num_inference_steps: int | None = None, device: Device = None, num_train_timesteps: int | None = None,
         timesteps: list[int] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Lay out a run of `num_inference_steps` steps over a table of `num_train_timesteps`, or at `timesteps`."""
-        self.num_inference_steps = steps = self._count(num_inference_steps, timesteps=timesteps)
-        at: Sequence[float] | np.ndarray | None = timesteps
+        self.num_inference_steps = steps = self._steps(num_inference_steps, timesteps=timesteps)
+        at: Any = timesteps
         if timesteps is not None:
             self._free_timesteps()
         elif num_train_timesteps:
@@ -67,18 +63,16 @@ class HeunDiscreteScheduler(ExplodingScheduler):
         self._lay_out(chosen[twice], sigmas[twice], device)
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Stepped:
-        """x after an Euler step, or after its correction. `model_output` and `sample` are (B, C, ...), `timestep` an item of `timesteps`."""
+        """x after an Euler step, or after its correction."""
         index = self._position(timestep)
         sigma = self.sigmas[index]
         x0 = self.x0(model_output, sample, sigma)
+        slope = (sample - x0) / sigma
         if self.half_done is None:
-            slope = (sample - x0) / sigma
             self.half_done = sample, slope
             prev = sample + slope * (self.sigmas[index + 1] - sigma)
         else:
-            start, slope = self.half_done
-            slope = (slope + (sample - x0) / sigma) / 2
+            start, first = self.half_done
             self.half_done = None
-            prev = start + slope * (sigma - self.sigmas[index - 1])
-        self.step_index = index + 1
+            prev = start + (first + slope) / 2 * (sigma - self.sigmas[index - 1])
         return self._result(return_dict, prev, x0)

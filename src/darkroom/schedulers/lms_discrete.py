@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from .base import BetaConfig, Spacing, Stepped, Timestep
-from .parameterization import Prediction
+from .base import BetaConfig, Prediction, Spacing, Stepped, Timestep
 from .sigma import ExplodingScheduler
 
 __all__ = ["LMSDiscreteScheduler"]
@@ -25,11 +24,7 @@ class LMSDiscreteConfig(BetaConfig):
 
 
 class LMSDiscreteScheduler(ExplodingScheduler):
-    """Integrates the polynomial through the last slopes dx/dsigma exactly (k-diffusion, sample_lms).
-
-    Attributes:
-        derivatives: the last slopes, oldest first.
-    """
+    """Integrates the polynomial through the last slopes dx/dsigma (`derivatives`, oldest first) exactly (k-diffusion, sample_lms)."""
 
     Config = LMSDiscreteConfig
 
@@ -51,13 +46,11 @@ class LMSDiscreteScheduler(ExplodingScheduler):
         return float(half * (weights * basis).sum())
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True) -> Stepped:
-        """x at the next sigma from at most `order` slopes. `model_output` and `sample` are (B, C, ...), `timestep` an item of `timesteps`."""
+        """x at the next sigma from at most `order` slopes."""
         index = self._position(timestep)
-        sigma = self.sigmas[index]
-        x0 = self.x0(model_output, sample, sigma)
-        self.derivatives = (*self.derivatives, (sample - x0) / sigma)[-order:]
+        x0 = self.x0(model_output, sample, self.sigmas[index])
+        self.derivatives = (*self.derivatives, (sample - x0) / self.sigmas[index])[-order:]
         # counted from the start of the schedule, also where a run begins in its middle with no slopes yet: as the reference
         order = min(index + 1, order)
         prev = sample + sum(self.get_lms_coefficient(order, index, k) * d for k, d in enumerate(self.derivatives[::-1]) if k < order)
-        self.step_index = index + 1
         return self._result(return_dict, prev, x0)

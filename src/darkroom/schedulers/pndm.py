@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import BetaConfig, Device, KarrasScheduler, Spacing, Stepped, Timestep
-from .parameterization import Prediction
+from .base import BetaConfig, Device, KarrasScheduler, Prediction, Spacing, Stepped, Timestep
 
 __all__ = ["PNDMScheduler"]
 
@@ -30,10 +29,7 @@ class PNDMScheduler(KarrasScheduler):
     """Pseudo numerical methods for diffusion models (Liu et al. 2022): Runge-Kutta to start (F-PNDM), then Adams-Bashforth.
 
     With `skip_prk_steps` (S-PNDM and the latent diffusion checkpoints) the start is a second evaluation of the second timestep.
-
-    Attributes:
-        ets: the last predictions, oldest first.
-        counter: steps taken in this run.
+    `ets` are the last predictions, oldest first, and `counter` the steps taken in this run.
     """
 
     Config = PNDMConfig
@@ -47,51 +43,49 @@ class PNDMScheduler(KarrasScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` steps, at least 4 of them if it starts with Runge-Kutta."""
-        n, table = self._steps(num_inference_steps), self.config.num_train_timesteps
+        n = self._steps(num_inference_steps)
         base = self._spaced(n)
         if self.config.skip_prk_steps:
             self.prk_timesteps, plms = base[:0], np.concatenate([base[:1], base[1:2], base[1:]])
         elif n < 4:
-            what, fix = "Too few steps for the Runge-Kutta start.", "Take more steps, or set skip_prk_steps=True."
-            raise self._error(what, "set_timesteps, num_inference_steps", n, "at least 4", fix)
+            what, where = "Too few steps for the Runge-Kutta start.", "set_timesteps, num_inference_steps"
+            raise self._error(what, where, n, "at least 4", "Take more steps, or set skip_prk_steps=True.")
         else:
-            stages = np.stack([base[:4] + table // n // 2, base[:4]], 1).ravel()[1:]  # with the points in the middle
+            middle = base[:4] + self.config.num_train_timesteps // n // 2
+            stages = np.stack([middle, base[:4]], 1).ravel()[1:]
             self.prk_timesteps, plms = stages.repeat(2)[1:-1], base[3:]
         self.num_inference_steps = n
         self._install(np.concatenate([self.prk_timesteps, plms]), device)
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Stepped:
-        """x at the next timestep, (B, C, ...), by the method that is due. Raises InputError before `set_timesteps`."""
+        """x at the next timestep by the method that is due. Raises InputError before `set_timesteps`."""
         self._needs_run()
         method = self._runge_kutta if self.counter < len(self.prk_timesteps) else self._multistep
-        prev = method(model_output, self.number(timestep), sample)
+        prev = method(model_output, self.number(timestep), sample, self.config.num_train_timesteps // self.num_inference_steps)
         self.counter += 1
         return self._result(return_dict, prev)
 
-    def _runge_kutta(self, out: Tensor, t: int, sample: Tensor) -> Tensor:
+    def _runge_kutta(self, out: Tensor, t: int, sample: Tensor, stride: int) -> Tensor:
         """One of four stages of a step, which together weigh 1/6, 1/3, 1/3, 1/6 (Liu et al. 2022)."""
         stage = self.counter % 4
-        t_prev = t - (0 if stage % 2 else self.config.num_train_timesteps // self.num_inference_steps // 2)
         if stage == 0:
             self.ets, self.cur_sample = (*self.ets, out), sample
         total = self.cur_model_output + (1 / 6 if stage in (0, 3) else 1 / 3) * out
         self.cur_model_output = total if stage < 3 else 0.0
-        return self._transfer(self.cur_sample, int(self.prk_timesteps[self.counter - stage]), t_prev, out if stage < 3 else total)
+        start, end = int(self.prk_timesteps[self.counter - stage]), t if stage % 2 else t - stride // 2
+        return self._transfer(self.cur_sample, start, end, out if stage < 3 else total)
 
-    def _multistep(self, out: Tensor, t: int, sample: Tensor) -> Tensor:
+    def _multistep(self, out: Tensor, t: int, sample: Tensor, stride: int) -> Tensor:
         """Adams-Bashforth over the last predictions; the second call of a run repeats the first step with their mean."""
-        stride = self.config.num_train_timesteps // self.num_inference_steps
-        t_prev = t - stride
         if self.counter == 1:
-            t, t_prev = t + stride, t
-            return self._transfer(self.cur_sample, t, t_prev, (out + self.ets[-1]) / 2)
+            return self._transfer(self.cur_sample, t + stride, t, (out + self.ets[-1]) / 2)
         self.ets = (*self.ets[-3:], out)
         if self.counter == 0:
             self.cur_sample = sample
-            return self._transfer(sample, t, t_prev, out)
+            return self._transfer(sample, t, t - stride, out)
         divisor, weights = ADAMS_BASHFORTH[len(self.ets)]
         total: Any = sum(w * e for w, e in zip(weights, reversed(self.ets)))
-        return self._transfer(sample, t, t_prev, total / divisor)
+        return self._transfer(sample, t, t - stride, total / divisor)
 
     def _transfer(self, x: Tensor, t: int, t_prev: int, out: Tensor) -> Tensor:
         """x along its eps from one timestep to another (Liu et al. 2022, eq. 9, with a difference of roots turned into a sum)."""

@@ -8,20 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import tables
 from .base import Device, KarrasScheduler, Timestep
-from .parameterization import EXPLODING, split
-from .spacing import SIGMA_SCHEDULES, sigma_to_t, spaced
+from .process import EXPLODING, SIGMA_SCHEDULES, sigma_to_t, spaced, split
 
 __all__ = ["ExplodingScheduler", "SigmaScheduler"]
 
 
 class SigmaScheduler(KarrasScheduler):
-    """A run is a row of sigmas, one more than timesteps, in float32 on the CPU; the sample stays variance-preserving.
-
-    Attributes:
-        sigmas: descending, (steps + 1,).
-    """
+    """A run is a row of descending `sigmas`, (steps + 1,), in float32 on the CPU; the sample stays variance-preserving."""
 
     sigmas: Tensor
     split = staticmethod(split)  # sigma -> (alpha, sigma) of the sample that the network sees
@@ -38,18 +32,18 @@ class SigmaScheduler(KarrasScheduler):
             if value is not None and not (isinstance(value, (int, float)) and value > 0):
                 self._refuse(name, value, "above 0")
         self.sigma_schedule = chosen[0] if chosen else None
-        self.sigma_table = tables.sigmas(self.alphas_cumprod).numpy()  # ascending, (num_train_timesteps,)
+        self.sigma_table = (((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5).numpy()  # ascending, (num_train_timesteps,)
         timesteps = np.arange(config.num_train_timesteps, dtype=np.float32)[::-1].copy()
         self._lay_out(timesteps, self.sigma_table[::-1], None, end=0)
 
     def _sigmas_at(self, timesteps: np.ndarray) -> np.ndarray:
         return np.interp(timesteps, np.arange(len(self.sigma_table)), self.sigma_table)
 
-    def _by_schedule(self, sigma_max: float, sigma_min: float, n: int) -> np.ndarray:
+    def _by_schedule(self, high: float, low: float, n: int) -> np.ndarray:
         """n sigmas by the chosen schedule. Ends that the configuration names win, also those kept for another class."""
-        low, high = (getattr(self.config, name, None) for name in ("sigma_min", "sigma_max"))
+        least, most = (getattr(self.config, name, None) for name in ("sigma_min", "sigma_max"))
         schedule = SIGMA_SCHEDULES[self.sigma_schedule]  # type: ignore[index]
-        return schedule(float(sigma_max) if high is None else high, float(sigma_min) if low is None else low, n)
+        return schedule(float(high) if most is None else most, float(low) if least is None else least, n)
 
     def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: Device, end: float | None = None) -> None:
         """Make this the schedule of a new run. Sigmas stay on the CPU, where reading them waits for no device."""
@@ -62,8 +56,8 @@ class SigmaScheduler(KarrasScheduler):
         """Custom timesteps cannot go with options that choose the timesteps. Raises InputError."""
         for name in (*(f"use_{schedule}_sigmas" for schedule in SIGMA_SCHEDULES), *blocked):
             if self._option(name):
-                what, where = "The configuration already chooses the timesteps.", "set_timesteps, timesteps"
-                raise self._error(what, where, f"timesteps, with {name}", fix="Pass num_inference_steps instead.")
+                what, fix = "The configuration already chooses the timesteps.", "Pass num_inference_steps instead."
+                raise self._error(what, "set_timesteps, timesteps", f"timesteps, with {name}", fix=fix)
 
     def _levels(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """Sigmas at timesteps () or (B,), or at the run's position where `set_begin_index` named one: (B, 1, ...)."""
@@ -91,20 +85,18 @@ class ExplodingScheduler(SigmaScheduler):
         if timesteps is None:
             timesteps = spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
         timesteps = np.asarray(timesteps, dtype=np.float32)
-        return self._reshape(timesteps, self._sigmas_at(timesteps), steps)
-
-    def _reshape(self, timesteps: np.ndarray, sigmas: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """Between the same ends, the sigmas of the chosen schedule and their timesteps."""
-        if self.sigma_schedule is None:
-            return timesteps, sigmas
-        sigmas = self._by_schedule(sigmas[0], sigmas[-1], steps)
-        return sigma_to_t(sigmas, self.sigma_table).astype(np.float32), sigmas
+        sigmas = self._sigmas_at(timesteps)
+        if self._option("interpolation_type") == "log_linear":
+            sigmas = SIGMA_SCHEDULES["exponential"](self.sigma_table[-1], self.sigma_table[0], steps + 1)
+        if self.sigma_schedule is not None:
+            sigmas = self._by_schedule(sigmas[0], sigmas[-1], steps)
+            timesteps = sigma_to_t(sigmas, self.sigma_table).astype(np.float32)
+        return timesteps, sigmas
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` steps."""
         self.num_inference_steps = self._steps(num_inference_steps)
-        timesteps, sigmas = self._space(self.num_inference_steps)
-        self._lay_out(timesteps, sigmas, device)
+        self._lay_out(*self._space(self.num_inference_steps), device)
 
     def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
         """x / sqrt(sigma^2 + 1), of unit variance. The first call of a run finds its position by `timestep`."""
@@ -119,8 +111,10 @@ class ExplodingScheduler(SigmaScheduler):
         """x0 + sigma eps for x0 and noise (B, ...) at timesteps (B,) or (1,) of the schedule."""
         return original_samples + noise * self._levels(timesteps, original_samples)
 
-    def _refuse_integer(self, timestep: Timestep) -> None:
-        """A whole number here is nearly always a position taken for a timestep. Raises InputError."""
+    def _ends(self, timestep: Timestep) -> tuple[Tensor, Tensor]:
+        """The sigmas that a step goes from and to. Raises InputError for a whole number, nearly always a position taken for a timestep."""
         if not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int):
-            what, expected = "An integer is no timestep of this scheduler.", "an item of timesteps, which are floats"
-            raise self._error(what, "step, timestep", timestep, expected)
+            expected = "an item of timesteps, which are floats"
+            raise self._error("An integer is no timestep of this scheduler.", "step, timestep", timestep, expected)
+        index = self._position(timestep)
+        return self.sigmas[index], self.sigmas[index + 1]

@@ -1,0 +1,151 @@
+"""The mathematics that schedulers share: tables of betas, where a run places its steps, and what a network predicts.
+
+`out` is the network's output for the sample x = alpha x0 + sigma eps. Variance-preserving coordinates have alpha^2 + sigma^2 = 1, or
+alpha + sigma = 1 for flows. Variance-exploding ones divide x by its alpha: alpha = 1, and sigma runs from 0 to about 15 or more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, MissingDependencyError
+
+__all__ = [
+    "EXPLODING",
+    "PRESERVING",
+    "SIGMA_SCHEDULES",
+    "Parameterization",
+    "betas",
+    "flow_split",
+    "sigma_to_t",
+    "spaced",
+    "split",
+    "zero_snr",
+]
+
+
+def _following(alpha_bar: Callable[[float], float], n: int) -> Tensor:
+    """Betas, of at most 0.999, whose cumulative product follows alpha_bar(t), t in [0, 1] (Nichol & Dhariwal 2021, eq. 17)."""
+    return torch.tensor([min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)], dtype=torch.float32)
+
+
+def _laplace(t: float) -> float:
+    log_snr = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
+    return math.sqrt(math.exp(log_snr) / (1 + math.exp(log_snr)))
+
+
+BETA_SCHEDULES: dict[str, Callable[[float, float, int], Tensor]] = {
+    "linear": lambda start, end, n: torch.linspace(start, end, n, dtype=torch.float32),
+    "scaled_linear": lambda start, end, n: torch.linspace(start**0.5, end**0.5, n, dtype=torch.float32) ** 2,
+    "squaredcos_cap_v2": lambda start, end, n: _following(lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2, n),
+    "laplace": lambda start, end, n: _following(_laplace, n),
+    "exp": lambda start, end, n: _following(lambda t: math.exp(-12.0 * t), n),
+    "sigmoid": lambda start, end, n: torch.linspace(-6, 6, n).sigmoid() * (end - start) + start,
+}
+
+
+def betas(steps: int, start: float, end: float, schedule: str, trained: Sequence[float] | None = None) -> Tensor:
+    """The betas of a configuration, float32 (steps,); `trained` replaces the named schedule. Raises ConfigError outside [0, 1]."""
+    if trained is None and not (0 <= start <= 1 and 0 <= end <= 1):
+        raise ConfigError("Betas are variances.", where="beta_start, beta_end", got=(start, end), expected="in [0, 1]")
+    table = BETA_SCHEDULES[schedule](start, end, steps) if trained is None else torch.tensor(trained, dtype=torch.float32)
+    if not ((table >= 0) & (table <= 1)).all():
+        raise ConfigError("Betas are variances.", where="trained_betas", got=table.tolist(), expected="in [0, 1]")
+    return table
+
+
+def zero_snr(betas: Tensor) -> Tensor:
+    """Shift and scale sqrt(alpha bar) so that it ends at 0 and keeps its first value (Lin et al. 2023, algorithm 1)."""
+    root = (1.0 - betas).cumprod(0).sqrt()
+    bar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+    return 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
+
+
+def spaced(spacing: str, n: int, table: int, offset: int = 0) -> np.ndarray:
+    """n descending timesteps of a table, by one of the three rules of Lin et al. 2023, table 2; "linspace" does not round.
+
+    "leading" takes the first timestep of each of n equal parts and adds `offset`, "trailing" takes the last.
+    """
+    if spacing == "linspace":
+        return np.linspace(0, table - 1, n)[::-1]
+    return np.arange(n)[::-1] * (table // n) + offset if spacing == "leading" else np.arange(table, 0, -table / n).round() - 1
+
+
+def _karras(high: float, low: float, n: int) -> np.ndarray:
+    """Equal steps in sigma^(1/7) (Karras et al. 2022, eq. 5)."""
+    high, low = high ** (1 / 7), low ** (1 / 7)
+    return (high + np.linspace(0, 1, n) * (low - high)) ** 7.0
+
+
+def _exponential(high: float, low: float, n: int) -> np.ndarray:
+    """Equal steps in log sigma."""
+    return np.exp(np.linspace(math.log(high), math.log(low), n))
+
+
+def _lu(high: float, low: float, n: int) -> np.ndarray:
+    """Equal steps in log-SNR (Lu et al. 2022): exponential with the ends rounded to float32."""
+    high, low = (float(np.log(np.float32(end))) for end in (high, low))
+    return np.exp(high + np.linspace(0, 1, n) * (low - high))
+
+
+def _beta(high: float, low: float, n: int) -> np.ndarray:
+    """Quantiles of Beta(0.6, 0.6): more steps at both ends (Lee et al. 2024, "Beta Sampling is All You Need")."""
+    try:
+        from scipy.special import betaincinv
+    except ImportError as error:
+        fix = "pip install scipy, or choose Karras or exponential sigmas."
+        raise MissingDependencyError("Beta sigmas need scipy.", where="use_beta_sigmas", fix=fix) from error
+    return low + betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, n)) * (high - low)
+
+
+# (highest sigma, lowest sigma, n) -> n descending sigmas
+SIGMA_SCHEDULES = {"karras": _karras, "exponential": _exponential, "beta": _beta, "lu": _lu}
+
+
+def sigma_to_t(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The fractional timesteps of `sigmas`: linear in log sigma between the neighbours in the ascending `table`."""
+    logs, x = np.log(table), np.log(np.maximum(sigmas, 1e-10))
+    i = np.clip(np.searchsorted(logs, x, side="right") - 1, 0, len(logs) - 2)
+    w = np.clip((logs[i] - x) / (logs[i] - logs[i + 1]), 0, 1)
+    return (1 - w) * i + w * (i + 1)
+
+
+class Parameterization(NamedTuple):
+    """What follows from a prediction: both functions take (out, x, alpha, sigma)."""
+
+    x0: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    eps: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+_SAMPLE = Parameterization(lambda out, x, a, s: out, lambda out, x, a, s: (x - a * out) / s)
+PRESERVING = {
+    "epsilon": Parameterization(lambda out, x, a, s: (x - s * out) / a, lambda out, x, a, s: out),
+    "sample": _SAMPLE,
+    "original_sample": _SAMPLE,
+    # v = alpha eps - sigma x0 (Salimans & Ho 2022, app. D); for flows v = eps - x0 (Lipman et al. 2023)
+    "v_prediction": Parameterization(lambda out, x, a, s: a * x - s * out, lambda out, x, a, s: a * out + s * x),
+    "flow_prediction": Parameterization(lambda out, x, a, s: x - s * out, lambda out, x, a, s: x + a * out),
+}
+EXPLODING: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # (out, x, sigma) -> x0; eps is (x - x0) / sigma
+    "epsilon": lambda out, x, s: x - s * out,
+    "sample": lambda out, x, s: out,
+    "original_sample": lambda out, x, s: out,
+    "v_prediction": lambda out, x, s: out * (-s / (s**2 + 1) ** 0.5) + x / (s**2 + 1),
+}
+
+
+def split(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) of the variance-preserving process whose ratio sigma / alpha is the given sigma."""
+    alpha = 1 / (sigma**2 + 1) ** 0.5
+    return alpha, sigma * alpha
+
+
+def flow_split(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) of a straight path from data (sigma = 0) to noise (sigma = 1)."""
+    return 1 - sigma, sigma
