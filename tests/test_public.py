@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/darkroom"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SHARED = ("checkpoints", "core", "models", "schedulers")
-LONGEST_FILE, LARGEST_PACKAGE = 800, 6500  # lines; lines of code, without blanks, comments and docstrings
+LONGEST_FILE, LARGEST_PACKAGE = 800, 6000  # lines; lines of code, without blanks, comments and docstrings
 
 names = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 

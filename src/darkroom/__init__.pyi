@@ -30,10 +30,10 @@ from .runtime.fork import fork as fork
 from .schedulers.ddim import DDIMScheduler as DDIMScheduler
 from .schedulers.ddpm import DDPMScheduler as DDPMScheduler
 from .schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
-from .schedulers.euler_ancestral_discrete import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
-from .schedulers.euler_discrete import EulerDiscreteScheduler as EulerDiscreteScheduler
-from .schedulers.heun_discrete import HeunDiscreteScheduler as HeunDiscreteScheduler
-from .schedulers.lms_discrete import LMSDiscreteScheduler as LMSDiscreteScheduler
+from .schedulers.k_diffusion import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
+from .schedulers.k_diffusion import EulerDiscreteScheduler as EulerDiscreteScheduler
+from .schedulers.k_diffusion import HeunDiscreteScheduler as HeunDiscreteScheduler
+from .schedulers.k_diffusion import LMSDiscreteScheduler as LMSDiscreteScheduler
 from .schedulers.pndm import PNDMScheduler as PNDMScheduler
 from .utils import load_image as load_image
 from .utils import make_image_grid as make_image_grid

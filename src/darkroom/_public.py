@@ -22,10 +22,7 @@ _BY_MODULE = {
     "schedulers.ddim": "DDIMScheduler",
     "schedulers.ddpm": "DDPMScheduler",
     "schedulers.dpmsolver_multistep": "DPMSolverMultistepScheduler",
-    "schedulers.euler_discrete": "EulerDiscreteScheduler",
-    "schedulers.euler_ancestral_discrete": "EulerAncestralDiscreteScheduler",
-    "schedulers.heun_discrete": "HeunDiscreteScheduler",
-    "schedulers.lms_discrete": "LMSDiscreteScheduler",
+    "schedulers.k_diffusion": "EulerAncestralDiscreteScheduler EulerDiscreteScheduler HeunDiscreteScheduler LMSDiscreteScheduler",
     "schedulers.pndm": "PNDMScheduler",
     "utils": "load_image make_image_grid",
 }

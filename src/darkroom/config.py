@@ -109,7 +109,7 @@ class Configurable:
             cls.__signature__ = inspect.signature(cls.Config)  # type: ignore[attr-defined]
 
     @classmethod
-    def _configure(cls, *args: Any, **options: Any) -> Config:
+    def _configure(cls, *args: Any, **options: Any) -> Any:
         unknown = sorted(set(options) - set(cls.Config.names()))
         if unknown:
             raise ConfigError(
@@ -136,7 +136,7 @@ class Configurable:
         return (self, unused) if return_unused_kwargs else self
 
     @classmethod
-    def _from_parsed(cls, parsed: Config):
+    def _from_parsed(cls, parsed: Any):
         self = cls(**{k: parsed[k] for k in cls.Config.names() if k not in parsed.defaulted})
         self.config = parsed
         return self

@@ -23,9 +23,7 @@ class DarkroomError(Exception):
         fix: what the reader can do about it.
     """
 
-    def __init__(
-        self, what: str, *, where: object = None, got: object = None, expected: object = None, fix: str | None = None
-    ):
+    def __init__(self, what: str, *, where: object = None, got: object = None, expected: object = None, fix: str | None = None):
         self.what, self.where, self.got, self.expected, self.fix = what, where, got, expected, fix
         lines = [_short(what, 600)]
         if where is not None:

@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -58,7 +58,7 @@ class Family(DiffusionPipeline):
     codec: ClassVar[LatentCodec]
     task: ClassVar[Any]
     tasks: ClassVar[Mapping[str, Task]] = {}  # tasks that a picture among the arguments switches to, by name
-    terms: ClassVar[Sequence[type]] = ()
+    terms: ClassVar[Sequence[Any]] = ()
     inputs: ClassVar[type[Inputs]] = CallInputs
     arguments: ClassVar[Mapping[str, str]] = {}  # positional arguments in order, by name of the task
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -68,6 +68,11 @@ class Family(DiffusionPipeline):
     middle_site: ClassVar[str] = ""  # the self-attention layer in the middle of the denoiser
     Output: ClassVar[type[Output]] = ImagePipelineOutput
     Inputs: ClassVar[type[Inputs]]
+
+    if TYPE_CHECKING:  # at run time an annotation is a component, and each class gets a call of its own
+        scheduler: Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         for term in cls.__dict__.get("terms", ()):
@@ -214,7 +219,7 @@ class RunView:
     def __init__(self, pipe: Family, run: Run, guidance: Any):
         self.__dict__.update(_pipe=pipe, _run=run, _guidance=guidance)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:  # type: ignore[override]
         return type(self._pipe)
 

@@ -57,6 +57,7 @@ class DiffusionPipeline:
     settings: ClassVar[Mapping[str, Any]] = {}  # arguments of the constructor that are not written there
 
     config_name: ClassVar[str] = "model_index.json"
+    config: PipelineConfig
     _progress: Mapping[str, Any]
     _runs: weakref.WeakSet[Run]
 
@@ -165,7 +166,7 @@ class DiffusionPipeline:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first network by name."""
-        return next((m.dtype for m in self._modules() if hasattr(m, "dtype")), torch.float32)
+        return next((d for m in self._modules() if isinstance(d := getattr(m, "dtype", None), torch.dtype)), torch.float32)
 
     def to(self, *args: Any, device: Any = None, dtype: torch.dtype | None = None, silence_dtype_warnings: bool = False) -> Self:
         """Move every network to a device, a dtype or both: `to("cuda")`, `to(torch.float16)`, `to("cuda", torch.float16)`.

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom.checkpoints.files import available_variants, inside, listing, parse_weight_name, plan, plan_pipeline, read_json, weight_paths
+from darkroom.checkpoints.files import available_variants, inside, listing, parse_weight_name, pipeline_files, plan, read_json, weight_paths
 from darkroom.errors import CheckpointError
 
 X = "diffusion_pytorch_model"
@@ -44,8 +44,8 @@ def test_good_names() -> None:
     [
         (b"{", "JSON"),
         (b"[1]", "object"),
-        (b"\xff\xfe{}", "UTF-8"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "deep"),
+        (b"\xff\xfe{}", "utf-8"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "depth"),
         (b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", "deep"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "JSON"),
         (b'{"a": "' + b"x" * 2000 + b'"}', "long"),
@@ -103,31 +103,31 @@ NEW, OLD, PLAIN = shards(X + ".fp16-{}.safetensors", 2), shards(X + "-{}.fp16.sa
 )
 def test_plan(names: list[str], options: dict, files: list[str], index: str | None) -> None:
     for order in (names, names[::-1]):
-        chosen = plan(order, X, **options)
+        chosen = plan(order, **options)
         assert (list(chosen.files), chosen.index) == (files, index)
-        assert chosen.variant == options.get("variant") and chosen.format == files[0].rsplit(".")[-1]
+        assert chosen.format == files[0].rsplit(".")[-1]
 
 
 def test_transformers_calls_its_pickles_otherwise() -> None:
     names = ["pytorch_model.bin", "model.safetensors", "pytorch_model.fp16.bin", "flax_model.msgpack"]
-    assert plan(names, "model").files == ("model.safetensors",)
-    assert plan(names, "model", use_safetensors=False).files == ("pytorch_model.bin",)
-    assert plan(names, "model", variant="fp16").files == ("pytorch_model.fp16.bin",)
+    assert plan(names).files == ("model.safetensors",)
+    assert plan(names, use_safetensors=False).files == ("pytorch_model.bin",)
+    assert plan(names, variant="fp16").files == ("pytorch_model.fp16.bin",)
 
 
 def test_plans_that_cannot_be() -> None:
     names = [f"{X}.fp16.safetensors", f"{X}.non_ema.safetensors", f"{X}.safetensors", *NEW[:1]]
     assert available_variants(names) == ("fp16", "non_ema")
     with pytest.raises(CheckpointError, match="fp16, non_ema"):
-        plan(names, X, variant="bf16")
+        plan(names, variant="bf16")
     with pytest.raises(CheckpointError, match="fp16"):
-        plan([f"{X}.fp16.safetensors"], X)
+        plan([f"{X}.fp16.safetensors"])
     with pytest.raises(CheckpointError, match="safetensors"):
-        plan([f"{X}.bin"], X, use_safetensors=True)
+        plan([f"{X}.bin"], use_safetensors=True)
     with pytest.raises(CheckpointError, match="no weights"):
-        plan(["config.json"], X)
+        plan(["config.json"])
     with pytest.raises(CheckpointError, match="shard"):
-        plan(PLAIN[1:], X)
+        plan(PLAIN[1:])
 
 
 @pytest.mark.parametrize(
@@ -139,19 +139,19 @@ def test_other_files_are_no_weights(name: str) -> None:
 
 def test_pipeline_falls_back_where_one_component_has_the_variant() -> None:
     paths = [f"unet/{X}.fp16.safetensors", f"unet/{X}.safetensors", f"vae/{X}.safetensors", "text/model.safetensors", "scheduler/c.json"]
-    plans = plan_pipeline(paths, ["unet", "vae", "scheduler"], variant="fp16")
-    assert {k: p.files for k, p in plans.items()} == {"unet": (f"{X}.fp16.safetensors",), "vae": (f"{X}.safetensors",)}
+    files = pipeline_files(paths, ["unet", "vae", "scheduler"], variant="fp16")
+    assert files == [f"unet/{X}.fp16.safetensors", f"vae/{X}.safetensors", "scheduler/c.json"]
     with pytest.raises(CheckpointError, match="fp16"):
-        plan_pipeline(paths, ["vae", "unet"], variant="bf16")
+        pipeline_files(paths, ["vae", "unet"], variant="bf16")
     with pytest.raises(CheckpointError):  # the one component that has it is not loaded
-        plan_pipeline(paths, ["vae"], variant="fp16")
+        pipeline_files(paths, ["vae"], variant="fp16")
 
 
 def test_index_names_stay_in_the_folder(tmp_path: Path) -> None:
     names = [*PLAIN, f"{X}.safetensors.index.json"]
     for name in PLAIN:
         (tmp_path / name).touch()
-    chosen = plan(names, X)
+    chosen = plan(names)
     index = tmp_path / chosen.index
     for bad in ("../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.bin", "gone.safetensors", 3, "a\\b.safetensors"):
         index.write_text(json.dumps({"weight_map": {"a": PLAIN[0], "b": bad}}))
@@ -186,7 +186,7 @@ def test_layouts_as_the_reference_writes_them(tmp_path: Path) -> None:
                 )
                 names = listing(folder)
                 assert available_variants(names) == ((variant,) if variant else ())
-                chosen = plan(names, X, variant=variant)
+                chosen = plan(names, variant=variant)
                 assert set(chosen.files) | {chosen.index} - {None} == set(names) - {"config.json"} - ({None} if chosen.index else set())
                 assert (chosen.index is not None) == (size == "20KB") and chosen.format == ("safetensors" if safe else "bin")
                 entries = Weights(weight_paths(folder, chosen)).entries

@@ -15,12 +15,13 @@ import torch
 from checkpoints.toy import Toy, same, toy
 
 from darkroom import _public
-from darkroom.checkpoints import hub
-from darkroom.checkpoints.hub import download_pipeline, locate, pipeline_files
+from darkroom.checkpoints import hub, models
+from darkroom.checkpoints.files import pipeline_files
+from darkroom.checkpoints.hub import download_pipeline, locate
 from darkroom.checkpoints.index import ModelIndex, component_class, library_of
-from darkroom.checkpoints.models import load_component, load_model
+from darkroom.checkpoints.models import load_model
 from darkroom.checkpoints.quiet import quiet_transformers
-from darkroom.errors import CheckpointError, ConfigError
+from darkroom.errors import CheckpointError, ConfigError, InputError
 from darkroom.models.auto import AutoModel
 
 X = "diffusion_pytorch_model"
@@ -31,6 +32,10 @@ def public(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy network among darkroom's own."""
     monkeypatch.setitem(_public.NAMES, "Toy", "models.toy")
     monkeypatch.setitem(sys.modules, "darkroom.models.toy", sys.modules[Toy.__module__])
+
+
+def load_component(name: str, library: str, class_name: str, folder: Path, **options: object):
+    return models.load_component(name, component_class(name, library, class_name), folder / name, **options)
 
 
 def clip(folder: Path, seed: int = 0, **options: object):
@@ -54,7 +59,7 @@ def clip(folder: Path, seed: int = 0, **options: object):
 # ---- model_index.json
 
 
-def test_index_round_trip(tmp_path: Path) -> None:
+def test_index(tmp_path: Path) -> None:
     content = {
         "_class_name": "P", "_diffusers_version": "0.1", "unet": ["diffusers", "UNet2DConditionModel"], "safety_checker": [None, None],
         "requires_safety_checker": False, "sizes": [0.5, 1], "boundary": None, "_ignore_files": ["x"],
@@ -63,9 +68,6 @@ def test_index_round_trip(tmp_path: Path) -> None:
     index = ModelIndex.read(tmp_path)
     assert index.class_name == "P" and index.components == {"unet": ("diffusers", "UNet2DConditionModel"), "safety_checker": None}
     assert index.options == {"requires_safety_checker": False, "sizes": [0.5, 1], "boundary": None}
-    index.write(tmp_path)
-    again = json.loads((tmp_path / "model_index.json").read_text())
-    assert again == {**content, "_diffusers_version": again["_diffusers_version"]} and list(again) == sorted(again)
 
 
 @pytest.mark.parametrize("name", ["__init__", "__class__", "../unet", "a/b", "", "a b", "1", "é"])
@@ -176,7 +178,7 @@ def test_model_from_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         Toy.from_pretrained(tmp_path / "unet", width=16)
     with pytest.raises(ConfigError, match="widht"):
         Toy.from_pretrained(tmp_path / "unet", widht=16)
-    with pytest.raises(ConfigError, match="dtype"):
+    with pytest.raises(InputError, match="dtype"):
         Toy.from_pretrained(tmp_path / "unet", dtype="auto")
 
 
@@ -208,8 +210,6 @@ def test_bad_folders(tmp_path: Path) -> None:
     weights.write_bytes(content)
     config.write_text('{"layers": "many"}')
     refused("does not describe")
-    config.write_text('{"layers": 10000000}')
-    refused("far more tensors")
     config.write_text(f'{{"width": {2**62}}}')
     refused("config|shape")
     config.write_text('{"width": 16}')
@@ -262,8 +262,6 @@ def test_transformers_components(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert not same(model, load_component("text_encoder", "transformers", "CLIPTextModel", tmp_path, variant="fp16"))
     assert same(model, load_component("text_encoder", "transformers", "CLIPTextModel", tmp_path, variant="bf16"))  # falls back
     assert load_component("text_encoder", "transformers", "CLIPTextModel", tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
-    flat = load_component("text_encoder", "transformers", "CLIPTextModel", tmp_path / "text_encoder")
-    assert same(model, flat)
     out, err = capfd.readouterr()
     assert out == "" and err == "" and not caplog.records
 
@@ -379,7 +377,7 @@ REPO = [
 
 
 def test_files_of_a_pipeline() -> None:
-    index = ModelIndex.parse(INDEX)
+    index = [name for name, entry in ModelIndex.parse(INDEX).components.items() if entry]
     always = {"README.md", "model_index.json", "tok/vocab.json", "tok/merges.txt"}
     assert set(pipeline_files(REPO, index)) == always | {
         "unet/config.json",
@@ -387,13 +385,12 @@ def test_files_of_a_pipeline() -> None:
         "text/config.json",
         "text/model.safetensors",
     }
-    chosen = set(pipeline_files(REPO, index, variant="fp16", skip=["text"]))
+    chosen = set(pipeline_files(REPO, ["unet", "tok"], variant="fp16"))
     assert chosen == always | {"unet/config.json", f"unet/{X}.fp16.safetensors"}
     assert f"unet/{X}.bin" in pipeline_files(REPO, index, use_safetensors=False)
     with pytest.raises(CheckpointError, match="fp16"):
         pipeline_files(REPO, index, variant="bf16")
-    flat = ModelIndex.parse({"_class_name": "P", "text": ["transformers", "CLIPTextModel"]})
-    assert set(pipeline_files(["config.json", "model.safetensors", "x.ckpt", "model_index.json"], flat)) == {
+    assert set(pipeline_files(["config.json", "model.safetensors", "x.ckpt", "model_index.json"], ["text"])) == {
         "config.json",
         "model.safetensors",
         "model_index.json",
@@ -404,9 +401,9 @@ def test_files_of_a_pipeline() -> None:
 def test_no_hub_id(name: str) -> None:
     if name:
         with pytest.raises(CheckpointError, match="Neither"):
-            locate(name)
+            locate(name, files=[])
     with pytest.raises(CheckpointError, match="Neither"):
-        locate(Path("surely") / "no-folder")
+        locate(Path("surely") / "no-folder", files=[])
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -446,7 +443,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 CLIENT = """
 import sys, json
 from pathlib import Path
-from darkroom.checkpoints.hub import locate, download_pipeline, model_files
+from darkroom.checkpoints.hub import locate, download_pipeline
+from darkroom.checkpoints.files import component_files
 from darkroom.errors import CheckpointError
 assert "torch" not in sys.modules
 def files(root): return sorted(p.relative_to(root).as_posix() for p in Path(root).rglob("*") if p.is_file())
@@ -454,7 +452,7 @@ out = []
 for call in json.loads(sys.argv[1]):
     name, args, options = call
     if options.pop("choose", False):
-        options["files"] = model_files
+        options |= {"files": ["config.json"], "choose": lambda names, folder: component_files(names)}
     try:
         out.append(files({"locate": locate, "pipeline": download_pipeline}[name](*args, **options)))
     except CheckpointError as error:
@@ -490,11 +488,11 @@ def test_download(tmp_path: Path, server: str) -> None:
     token = "hf_mysecrettoken"
     got = client(
         server, tmp_path,
-        ("pipeline", ["org/repo"], {"variant": "fp16", "skip": ["text"], "token": token}),
+        ("pipeline", ["org/repo"], {"choice": {"variant": "fp16"}, "skip": ["text"], "token": token}),
         ("locate", ["org/repo"], {"subfolder": "text", "choose": True}),
         ("locate", ["org/repo"], {"subfolder": "tok", "files": ["vocab.json"], "local_files_only": True}),
         ("pipeline", ["org/none"], {"token": token}),
-        ("pipeline", ["org/repo"], {"variant": "bf16"}),
+        ("pipeline", ["org/repo"], {"choice": {"variant": "bf16"}}),
         ("locate", ["org/repo"], {"subfolder": "nowhere", "choose": True}),
     )  # fmt: skip
     assert got[0] == wanted
@@ -506,7 +504,9 @@ def test_download(tmp_path: Path, server: str) -> None:
     assert not any(path.endswith((".ckpt", ".bin", "v1.safetensors", "msgpack")) for path in fetched)
     # without the hub: what is there is found, what is not is said
     dead = "http://127.0.0.1:9"
-    calls = [("pipeline", ["org/repo"], {"variant": "fp16", "skip": ["text"], "local_files_only": local}) for local in (True, False)]
+    calls = [
+        ("pipeline", ["org/repo"], {"choice": {"variant": "fp16"}, "skip": ["text"], "local_files_only": local}) for local in (True, False)
+    ]
     online = len(Hub.log)
     got = client(
         dead,
@@ -526,12 +526,12 @@ def test_local_folders_need_no_network(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(hub, "_fetch", lambda *a, **k: pytest.fail("hub"))
     toy().save_pretrained(tmp_path / "unet")
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "P", "unet": ["diffusers", "Toy"]}))
-    assert download_pipeline(tmp_path) == tmp_path and locate(tmp_path, subfolder="unet") == tmp_path / "unet"
+    assert download_pipeline(tmp_path) == tmp_path and locate(tmp_path, files=[], subfolder="unet") == tmp_path / "unet"
     with pytest.raises(CheckpointError, match="variant"):
-        download_pipeline(tmp_path, variant="fp16")
+        download_pipeline(tmp_path, choice={"variant": "fp16"})
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="folder"):
-        locate(tmp_path / "file")
+        locate(tmp_path / "file", files=[])
 
 
 def test_networks_that_the_reference_wrote(tmp_path: Path) -> None:

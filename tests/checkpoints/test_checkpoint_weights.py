@@ -12,12 +12,11 @@ from checkpoints.toy import Tied, Toy, same, toy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from darkroom.checkpoints import weights as module
-from darkroom.checkpoints.save import write_safetensors
-from darkroom.checkpoints.weights import load_weights, read_header
+from darkroom.checkpoints.weights import Weights, load_weights, read_header
 from darkroom.errors import CheckpointError, DarkroomError
 
 
@@ -35,8 +34,8 @@ def test_header(tmp_path: Path) -> None:
     tensors = {"a": torch.zeros(2, 3), "b": torch.zeros(0, 4, dtype=torch.bfloat16), "c": torch.tensor(3)}
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
     entries = read_header(tmp_path / "x.safetensors")
-    assert {k: (e.shape, e.dtype, e.nbytes) for k, e in entries.items()} == {
-        k: (tuple(t.shape), t.dtype, t.numel() * t.itemsize) for k, t in tensors.items()
+    assert {k: (tuple(e.shape), e.dtype, e.nbytes) for k, e in entries.items()} == {
+        k: (tuple(t.shape), t.dtype, t.nbytes) for k, t in tensors.items()
     }
 
 
@@ -59,23 +58,15 @@ def test_header(tmp_path: Path) -> None:
         ({"a": {"dtype": "F32", "shape": [2]}}, 8),
         ({"a": 3}, 0),
         ({"a": f32(2), "__metadata__": {"x": 1}}, 8),
-        (b'{"a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}, "a": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 8),
-        (b" {}", 0),
         (b"[]", 0),
         (b"{", 0),
         (b"\xff\xff", 0),
     ],
 )
-def test_bad_headers_are_refused_by_both_readers(tmp_path: Path, header: object, size: int) -> None:
+def test_bad_headers_are_refused(tmp_path: Path, header: object, size: int) -> None:
     path = write(tmp_path / "x.safetensors", header, b"\0" * size)
     with pytest.raises(CheckpointError, match="x.safetensors"):
         read_header(path)
-    try:
-        with safe_open(path, framework="pt"):
-            accepted = True
-    except Exception:
-        accepted = False
-    assert not accepted or header == b" {}" or b'"a": {"dtype":' in path.read_bytes()  # there the other reader is laxer
 
 
 @pytest.mark.parametrize("length", [0, 1, 2**63, 2**64 - 1, 10**9, 100])
@@ -124,7 +115,7 @@ def test_load_is_exact_and_mapped(tmp_path: Path) -> None:
     source = toy()
     files = saved(tmp_path / "x.safetensors", source.state_dict())
     target = meta()
-    load_weights(target, files, dtype=torch.float32)
+    load_weights(target, Weights(files), dtype=torch.float32)
     assert same(source, target) and torch.equal(target.table, torch.arange(4.0)) and target.blocks[0].weight.requires_grad
     path, maps = str(files[0]), Path("/proc/self/maps").read_text()
     assert path in maps
@@ -145,13 +136,13 @@ def test_cast_over_several_files_and_chunks(tmp_path: Path, monkeypatch: pytest.
         tmp_path / "b.safetensors", {k: state[k] for k in names[1::2]}
     )
     target = meta(layers=5)
-    load_weights(target, files, dtype=torch.bfloat16, keep_in_float32=("norm",))
+    load_weights(target, Weights(files), dtype=torch.bfloat16, keep_in_float32=("norm",))
     for name, tensor in target.state_dict().items():
         expected = state[name] if name.startswith("norm") or name == "count" else state[name].bfloat16()
         assert torch.equal(tensor, expected) and tensor.dtype == expected.dtype, name
     assert str(tmp_path) not in Path("/proc/self/maps").read_text() or target.norm.weight.dtype == torch.float32
     target = meta(layers=5)
-    load_weights(target, files)  # None keeps the dtypes of the file
+    load_weights(target, Weights(files))  # None keeps the dtypes of the file
     assert same(source, target)
 
 
@@ -159,36 +150,28 @@ def test_missing_extra_doubled(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     state = toy().state_dict()
     short = {k: v for k, v in state.items() if "weight" not in k}
     with pytest.raises(CheckpointError, match="unet") as error:
-        load_weights(meta(), saved(tmp_path / "a.safetensors", short), where="unet")
+        load_weights(meta(), Weights(saved(tmp_path / "a.safetensors", short)), where="unet")
     assert "4 tensors" in str(error.value) and "blocks.0.weight" in str(error.value)
-    load_weights(meta(), saved(tmp_path / "b.safetensors", {**state, "stray": torch.zeros(1)}), where="unet")
+    load_weights(meta(), Weights(saved(tmp_path / "b.safetensors", {**state, "stray": torch.zeros(1)})), where="unet")
     assert [r.getMessage() for r in caplog.records] == ["unet: 1 tensors of the weight files belong to nothing: stray"]
     with pytest.raises(CheckpointError, match="two files"):
-        load_weights(meta(), [tmp_path / "b.safetensors", tmp_path / "a.safetensors"])
+        load_weights(meta(), Weights([tmp_path / "b.safetensors", tmp_path / "a.safetensors"]))
     with pytest.raises(CheckpointError, match="one name"):
-        load_weights(meta(), saved(tmp_path / "c.safetensors", {**state, "old_norm.weight": torch.zeros(8)}), rename=Toy.rename_key)
-
-
-def test_not_strict_keeps_what_the_module_has(tmp_path: Path) -> None:
-    target, source = toy(1), toy(2)
-    kept = target.blocks[0].weight.clone()
-    files = saved(tmp_path / "a.safetensors", {"norm.weight": source.norm.weight.detach()})
-    load_weights(target, files, strict=False)
-    assert torch.equal(target.blocks[0].weight, kept) and torch.equal(target.norm.weight, source.norm.weight)
-    with pytest.raises(CheckpointError):
-        load_weights(meta(), files, strict=False)
+        load_weights(
+            meta(), Weights(saved(tmp_path / "c.safetensors", {**state, "old_norm.weight": torch.zeros(8)})), rename=Toy.rename_key
+        )
 
 
 def test_shapes_are_compared_before_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = saved(tmp_path / "a.safetensors", toy().state_dict())
     monkeypatch.setattr(module.Weights, "read", lambda *a: pytest.fail("data were read"))
     with pytest.raises(CheckpointError, match=r"norm\.bias|blocks") as error:
-        load_weights(meta(width=2**20), files)
+        load_weights(meta(width=2**20), Weights(files))
     assert "(8" in str(error.value)
     state = toy().state_dict()
     state["norm.weight"] = torch.zeros(8, dtype=torch.int64)
     with pytest.raises(CheckpointError, match="kind"):
-        load_weights(meta(), saved(tmp_path / "b.safetensors", state))
+        load_weights(meta(), Weights(saved(tmp_path / "b.safetensors", state)))
 
 
 def test_old_names_and_trailing_ones(tmp_path: Path) -> None:
@@ -198,7 +181,7 @@ def test_old_names_and_trailing_ones(tmp_path: Path) -> None:
     state["conv.weight"] = state["conv.weight"].reshape(8, 8)
     state["blocks.0.weight"] = state["blocks.0.weight"].reshape(8, 8, 1, 1)
     target = meta()
-    load_weights(target, saved(tmp_path / "a.safetensors", state), rename=Toy.rename_key)
+    load_weights(target, Weights(saved(tmp_path / "a.safetensors", state)), rename=Toy.rename_key)
     assert same(source, target)
 
 
@@ -206,7 +189,7 @@ def test_tied_tensors_stay_tied(tmp_path: Path) -> None:
     source = Tied()
     state = {k: v for k, v in source.state_dict().items() if k != "b.weight"}
     target = meta(Tied)
-    load_weights(target, saved(tmp_path / "a.safetensors", state))
+    load_weights(target, Weights(saved(tmp_path / "a.safetensors", state)))
     assert target.b.weight is target.a.weight and same(source, target)
 
 
@@ -218,7 +201,7 @@ def test_nothing_is_left_on_meta(tmp_path: Path) -> None:
             self.p = nn.Parameter(torch.zeros(1))
 
     with pytest.raises(DarkroomError, match="table"):
-        load_weights(meta(Forgetful), saved(tmp_path / "a.safetensors", {"p": torch.zeros(1)}))
+        load_weights(meta(Forgetful), Weights(saved(tmp_path / "a.safetensors", {"p": torch.zeros(1)})))
 
 
 def test_unaligned_files(tmp_path: Path) -> None:
@@ -229,21 +212,16 @@ def test_unaligned_files(tmp_path: Path) -> None:
         target = nn.Module()
         target.w = nn.Parameter(torch.zeros(2))
         target.register_buffer("flag", torch.zeros(1, dtype=torch.uint8))
-    load_weights(target, [path])
+    load_weights(target, Weights([path]))
     assert target.w.tolist() == [1.5, 2.5] and target.w.data_ptr() % 4 == 0
 
 
-def test_pickles(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, path = toy(), tmp_path / "x.bin"
-    for zipped in (True, False):
-        torch.save(source.state_dict(), path, _use_new_zipfile_serialization=zipped)
-        target = meta()
-        load_weights(target, [path], dtype=torch.float32)
-        assert same(source, target)
-    assert len(caplog.records) == 2
-    monkeypatch.setenv("DARKROOM_SAFETENSORS_ONLY", "1")
-    with pytest.raises(CheckpointError, match="safetensors"):
-        load_weights(meta(), [path])
+    torch.save(source.state_dict(), path)
+    target = meta()
+    load_weights(target, Weights([path]), dtype=torch.float32)
+    assert same(source, target) and len(caplog.records) == 1
 
 
 class Payload:
@@ -252,40 +230,14 @@ class Payload:
 
 
 def test_hostile_pickles(tmp_path: Path) -> None:
-    import zipfile
-
     path = tmp_path / "x.bin"
     torch.save({"a": Payload()}, path)
     with pytest.raises(CheckpointError, match="x.bin"):
-        load_weights(meta(), [path])
+        load_weights(meta(), Weights([path]))
     assert not Path("/tmp/darkroom-was-here").exists()
     torch.save({"w": torch.zeros(1).expand(10**9)}, path)  # four gigabytes out of four bytes
     with pytest.raises(CheckpointError, match="whole"):
-        load_weights(meta(), [path])
-    torch.save(toy().state_dict(), tmp_path / "y.bin")
-    with zipfile.ZipFile(tmp_path / "y.bin") as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
-        for name in old.namelist():
-            new.writestr(name, old.read(name))
-    with pytest.raises(CheckpointError, match="compressed"):
-        load_weights(meta(), [path])
+        load_weights(meta(), Weights([path]))
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError):
-        load_weights(meta(), [path])
-
-
-def test_writer_and_the_other_reader(tmp_path: Path) -> None:
-    tensors = {
-        "f": torch.randn(3, 5), "h": torch.randn(7).half(), "b": torch.randn(2, 2).bfloat16(),
-        "n": torch.tensor(5), "u": torch.arange(3, dtype=torch.uint8),
-        "t": torch.randn(4, 6).T, "e": torch.zeros(0, 3), "q": torch.randn(4).to(torch.float8_e4m3fn), "x": torch.ones(2) > 0,
-    }  # fmt: skip
-    write_safetensors(tmp_path / "x.safetensors", tensors)
-    loaded = load_file(tmp_path / "x.safetensors")
-    assert loaded.keys() == tensors.keys()
-    assert all(
-        torch.equal(loaded[k].view(torch.uint8) if k == "q" else loaded[k], t.view(torch.uint8) if k == "q" else t)
-        for k, t in tensors.items()
-    )
-    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt"}
-    assert read_header(tmp_path / "x.safetensors").keys() == tensors.keys()
+        load_weights(meta(), Weights([path]))

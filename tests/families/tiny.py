@@ -9,14 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-)
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 __all__ = ["ddpm", "sd"]
 
@@ -107,17 +100,9 @@ def sd(
         from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 
         vision = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=32,
-            patch_size=8,
-            projection_dim=32,
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, projection_dim=32
         )
-        checker = StableDiffusionSafetyChecker(
-            CLIPConfig(text_config=text, vision_config=vision.to_dict(), projection_dim=32)
-        )
+        checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=text, vision_config=vision.to_dict(), projection_dim=32))
         extractor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     pipe = diffusers.StableDiffusionPipeline(
         unet=unet,

@@ -12,8 +12,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import save_file
 
 from darkroom.errors import ConfigError, InputError
-from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLOutput, DecoderOutput
-from darkroom.models.layers.distribution import DiagonalGaussian
+from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLOutput, DecoderOutput, DiagonalGaussian
 
 TINY = {
     "block_out_channels": (8, 12),
@@ -25,8 +24,7 @@ TINY = {
 CONFIGS = {
     "stable diffusion": TINY,
     "flux": TINY | {"latent_channels": 5, "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1},
-    "no attention": TINY
-    | {"mid_block_add_attention": False, "layers_per_block": 2, "act_fn": "gelu", "out_channels": 1},
+    "no attention": TINY | {"mid_block_add_attention": False, "layers_per_block": 2, "act_fn": "gelu", "out_channels": 1},
     "attention": TINY
     | {
         "block_out_channels": (8, 16, 12),
@@ -147,11 +145,7 @@ def test_tiles(both, size, tile, overlap):
     x, z = images(mine, *size), latents(mine, size[0] // f, size[1] // f)
     whole = mine.encode(x).latent_dist.mean, mine.decode(z).sample
     for network in both:
-        network.tile_sample_min_size, network.tile_latent_min_size, network.tile_overlap_factor = (
-            tile,
-            tile // f,
-            overlap,
-        )
+        network.tile_sample_min_size, network.tile_latent_min_size, network.tile_overlap_factor = (tile, tile // f, overlap)
         network.enable_tiling()
     try:
         got, expected = mine.encode(x).latent_dist, reference.encode(x).latent_dist
@@ -255,12 +249,7 @@ def test_refuses_other_latents(tiny):
 
 
 @pytest.mark.parametrize(
-    "field,value",
-    [
-        ("down_block_types", ("DownBlock2D",) * 2),
-        ("up_block_types", ("UpDecoderBlock2D",)),
-        ("act_fn", "sine"),
-    ],
+    "field,value", [("down_block_types", ("DownBlock2D",) * 2), ("up_block_types", ("UpDecoderBlock2D",)), ("act_fn", "sine")]
 )
 def test_refuses_configurations_without_meaning(field, value):
     with pytest.raises(ConfigError, match=field):

@@ -117,7 +117,7 @@ def test_refuses_another_number_of_images(both):
 
 @pytest.mark.parametrize("prefix", ["as saved", "vision_model.vision_model."])
 def test_loads_the_references_folder(both, tmp_path, prefix):
-    reference, _, x, _ = both
+    reference = both[0]
     reference.save_pretrained(tmp_path)
     if prefix != "as saved":  # the layout of published checkpoints
         file = tmp_path / "model.safetensors"

@@ -128,12 +128,16 @@ def test_self_attention_guidance_with_integer_timesteps(pair, scheduler):
     compare(pair(SD("SAG"), scheduler=f"{scheduler}Scheduler"), arguments("SAG"))
 
 
-@pytest.mark.parametrize("scheduler", ["DDIM", "DPMSolverMultistep"])
-@pytest.mark.parametrize("options", [{"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}], ids=["karras", "trailing"])
+CONFIGURED = {
+    "karras": ("DPMSolverMultistep", {"use_karras_sigmas": True}),
+    "trailing": ("EulerDiscrete", {"timestep_spacing": "trailing"}),
+    "zero terminal signal": ("DDIM", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
+}
+
+
+@pytest.mark.parametrize("scheduler, options", CONFIGURED.values(), ids=CONFIGURED)
 def test_a_scheduler_from_config(pair, scheduler, options):
-    if scheduler == "DDIM" and "use_karras_sigmas" in options:
-        options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    pipes = pair(SD(""))
+    pipes = pair(SD(""), prediction_type="v_prediction")
     kept = [p.scheduler for p in pipes]
     try:
         for pipe, library in zip(pipes, (diffusers, darkroom), strict=True):

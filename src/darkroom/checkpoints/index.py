@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import FORMAT_VERSION, Configurable
+from ..config import Configurable
 from ..errors import CheckpointError, MissingDependencyError
 from .files import read_json
-from .save import write_text_atomic
+from .quiet import quiet_transformers
 
 __all__ = ["INDEX_NAME", "ModelIndex", "component_class", "is_transformers", "library_of"]
 
 INDEX_NAME = "model_index.json"
 _OWN = ("diffusers", "darkroom")
-_PIPELINE_CLASSES = {  # classes that the layout files under the name of a pipeline's module: class -> (that name, darkroom's module)
+_FILED = {  # classes that the layout files under the name of a pipeline's module: class -> (that name, darkroom's module)
     "StableDiffusionSafetyChecker": ("stable_diffusion", "models.safety_checker")
 }
-_PIPELINE_MODULES = frozenset(
-    "ace_step alt_diffusion audioldm2 blip_diffusion deepfloyd_if flux ideogram4 kandinsky kolors latent_diffusion ltx ltx2 marigold "
-    "paint_by_example semantic_stable_diffusion shap_e spectrogram_diffusion stable_audio stable_audio_3 stable_cascade "
-    "stable_diffusion stable_diffusion_safe stable_diffusion_xl unclip unidiffuser versatile_diffusion wuerstchen".split()
-)
-_TRANSFORMERS_BASES = (
-    "PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin", "BaseImageProcessor",
-)  # fmt: skip
+_BASES = ("PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin", "BaseImageProcessor")
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # what transformers renamed
 
 
@@ -38,25 +30,24 @@ class ModelIndex:
     """The contents of model_index.json.
 
     `class_name` is the pipeline's class, or [module, class] for one that lies in the folder. `components` maps a name to (library, class), or to
-    None where the checkpoint goes without. `options` are the other values. `private` are the keys that begin with an underscore.
+    None where the checkpoint goes without. `options` are the other values, without those whose names begin with an underscore.
     """
 
     class_name: str | list[str] | None
     components: dict[str, tuple[str, str] | None] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    private: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, content: dict[str, Any], where: object = INDEX_NAME) -> ModelIndex:
         """Raises CheckpointError for a component name that is no plain name, and for an entry that names no class."""
         name = content.get("_class_name")
         if not (name is None or isinstance(name, str) or (isinstance(name, list) and [type(v) for v in name] == [str, str])):
-            raise CheckpointError("A pipeline class that is no name.", where=where, got="_class_name", expected="a string")
+            raise CheckpointError("A pipeline class that is no name.", where=f"{where}, _class_name", got=name, expected="a string")
         index = cls(name)
         for key, value in content.items():
             if key.startswith("_") and not key.startswith("__"):
-                index.private[key] = value
-            elif isinstance(value, list) and len(value) == 2 and all(v is None or isinstance(v, str) for v in value):
+                continue
+            if isinstance(value, list) and len(value) == 2 and all(v is None or isinstance(v, str) for v in value):
                 if not re.fullmatch(r"[A-Za-z]\w{0,99}", key, re.ASCII):
                     raise CheckpointError("A component name that is not allowed.", where=where, got=repr(key)[:100])
                 if value[0] is not None and value[1] is None:
@@ -68,20 +59,12 @@ class ModelIndex:
 
     @classmethod
     def read(cls, folder: Path) -> ModelIndex:
-        path = Path(folder) / INDEX_NAME
+        """The index of the pipeline in a folder. Raises CheckpointError if there is none, or one that cannot be used."""
+        path = folder / INDEX_NAME
         if not path.exists():
-            raise CheckpointError(
-                "Not a pipeline: the folder has no model_index.json.",
-                where=folder,
-                fix="A single network is loaded with AutoModel.from_pretrained or its own class.",
-            )
+            fix = "A single network is loaded with AutoModel.from_pretrained or its own class."
+            raise CheckpointError("Not a pipeline: the folder has no model_index.json.", where=folder, fix=fix)
         return cls.parse(read_json(path), path)
-
-    def write(self, folder: Path) -> None:
-        """Write model_index.json: sorted keys, two spaces."""
-        content: dict[str, Any] = {name: list(entry) if entry else [None, None] for name, entry in self.components.items()}
-        content |= {**self.options, **self.private, "_class_name": self.class_name, "_diffusers_version": FORMAT_VERSION}
-        write_text_atomic(Path(folder) / INDEX_NAME, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def is_transformers(cls: object) -> bool:
@@ -90,23 +73,17 @@ def is_transformers(cls: object) -> bool:
         return False
     import transformers
 
-    return issubclass(cls, tuple(getattr(transformers, base) for base in _TRANSFORMERS_BASES))
+    return issubclass(cls, tuple(getattr(transformers, base) for base in _BASES))
 
 
-def _refuse(name: str, library: object, class_name: object) -> CheckpointError:
-    return CheckpointError(
-        "A component of a class that darkroom does not know.",
-        where=name,
-        got=f"[{str(library)[:80]}, {str(class_name)[:80]}]",
-        expected="a network or scheduler of darkroom, or a model, tokenizer or processor of transformers",
-        fix=f"Load it yourself and pass it as {name}=, or {name}=None to go without.",
-    )
+def _refuse(name: str, library: str, class_name: str) -> CheckpointError:
+    got, fix = f"[{library[:80]}, {class_name[:80]}]", f"Load it yourself and pass it as {name}=, or {name}=None to go without."
+    expected = "a network or scheduler of darkroom, or a model, tokenizer or processor of transformers"
+    return CheckpointError("A component of a class that darkroom does not know.", where=name, got=got, expected=expected, fix=fix)
 
 
 def _from_transformers(name: str, class_name: str) -> type:
     import transformers
-
-    from .quiet import quiet_transformers
 
     with quiet_transformers():
         found = getattr(transformers, class_name, None) if class_name[:1].isalpha() else None
@@ -129,22 +106,16 @@ def component_class(name: str, library: str, class_name: str) -> type:
     """
     from .._public import NAMES
 
-    if not (isinstance(class_name, str) and isinstance(library, str)):
-        raise _refuse(name, library, class_name)
     class_name = class_name.removeprefix("FlashPack")
     if library == "transformers":
         return _from_transformers(name, _RENAMED.get(class_name, class_name))
-    own, module = library in _OWN, None
-    if own or library in _PIPELINE_MODULES:
-        _, module = _PIPELINE_CLASSES.get(class_name, (None, NAMES.get(class_name)))
-    if module is not None:
-        found = getattr(importlib.import_module("darkroom." + module), class_name)
-    elif own or library not in sys.modules:
-        raise _refuse(name, library, class_name)
+    filed, module = _FILED.get(class_name, (None, NAMES.get(class_name)))
+    if library in (*_OWN, filed):
+        found = getattr(importlib.import_module("darkroom." + module), class_name) if module else None
     else:
-        found = vars(sys.modules[library]).get(class_name)  # not getattr: a lazy module would import
+        found = getattr(sys.modules.get(library), "__dict__", {}).get(class_name)  # not getattr: a lazy module would import
         if not (isinstance(found, type) and issubclass(found, Configurable)) and not is_transformers(found):
-            raise _refuse(name, library, class_name)
+            found = None
     if not isinstance(found, type):
         raise _refuse(name, library, class_name)
     return found
@@ -154,7 +125,7 @@ def library_of(cls: type) -> tuple[str, str]:
     """How model_index.json names a class: (library, class)."""
     top, name = cls.__module__.partition(".")[0], cls.__name__
     if top in _OWN:
-        return _PIPELINE_CLASSES.get(name, ("diffusers", ""))[0], name
+        return _FILED.get(name, ("diffusers", ""))[0], name
     if top == "transformers":
         return top, name.removesuffix("Pil")  # the backend of an image processor is the reader's choice
     return cls.__module__, name

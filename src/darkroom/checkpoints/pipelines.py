@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
 
 from ..config import FORMAT_VERSION
 from ..errors import CheckpointError, InputError
+from .files import PathLike
 from .hub import download_pipeline
-from .index import ModelIndex, component_class
-from .models import load_component
+from .index import INDEX_NAME, ModelIndex, component_class
+from .models import check_dtype, load_component
 from .save import save_folder_atomic
 
 if TYPE_CHECKING:
@@ -31,25 +34,9 @@ _IGNORED = frozenset(
 )
 
 
-def _dtype_of(name: str, dtype: torch.dtype | Mapping[str, torch.dtype] | None) -> torch.dtype | None:
-    """The dtype for one component; None means the loader's own default, float32."""
-    chosen = dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype
-    if chosen is not None:
-        import torch
-
-        if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-            raise InputError(
-                "Networks are loaded in a floating-point dtype.",
-                where=f"torch_dtype for {name}",
-                got=chosen,
-                expected='such as torch.float16, or a dict such as {"unet": torch.float16, "default": torch.float32}',
-            )
-    return chosen
-
-
 def load_pipeline(
     cls: type[DiffusionPipeline],
-    source: str | os.PathLike[str],
+    source: PathLike,
     *,
     dtype: torch.dtype | Mapping[str, torch.dtype] | None,
     variant: str | None,
@@ -60,119 +47,66 @@ def load_pipeline(
     """What `DiffusionPipeline.from_pretrained` does, for the class it was called on."""
     from ..pipeline import DiffusionPipeline
 
-    folder = download_pipeline(source, variant=variant, use_safetensors=use_safetensors, skip=set(given), **hub)
+    choice: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors}
+    folder = download_pipeline(source, skip=set(given), choice=choice, **hub)
     index = ModelIndex.read(folder)
     if cls is DiffusionPipeline:
-        cls = _class_named(index, folder)
+        where = f"{folder / INDEX_NAME}, _class_name"
+        if not isinstance(index.class_name, str):
+            what = "The checkpoint asks for a pipeline class of its own code, which is not run."
+            raise CheckpointError(what, where=where, got=index.class_name, expected="the name of a darkroom pipeline")
+        cls = component_class("_class_name", "diffusers", index.class_name)
+        if not issubclass(cls, DiffusionPipeline):
+            raise CheckpointError("Not a pipeline class.", where=where, got=index.class_name)
     names, optional, defaults = cls.component_names(), cls.optional_names(), cls.option_defaults()
-    unknown = sorted(set(given) - set(names) - set(defaults) - _IGNORED)
+    unknown = sorted(given.keys() - {*names, *defaults} - _IGNORED)
     if unknown:
-        raise InputError(
-            "No such component or option.", where=f"{cls.__name__}.from_pretrained", got=unknown, expected=list(names)
-        )
-    values: dict[str, Any] = {n: v for n, v in given.items() if n in names}
+        raise InputError("No such component or option.", where=f"{cls.__name__}.from_pretrained", got=unknown, expected=list(names))
+    values = {n: v for n, v in given.items() if n in names}
     wanted = {n: entry for n in names if n not in values and (entry := index.components.get(n)) is not None}
-    missing = [n for n in names if n not in values and n not in wanted and n not in optional]
-    missing += [n for n, v in values.items() if v is None and n not in optional]
+    missing = [n for n in names if n not in wanted and values.get(n) is None and n not in optional]
     if missing:
-        raise CheckpointError(
-            "Components are missing.",
-            where=f"{cls.__name__} from {folder / 'model_index.json'}",
-            got=", ".join(sorted(wanted)) or "none",
-            expected=", ".join(missing),
-            fix="Pass them as keyword arguments, or load the class that the checkpoint names.",
-        )
-    values |= _load(wanted, folder, dtype=dtype, variant=variant, use_safetensors=use_safetensors)
-    options = {n: given.get(n, index.options.get(n, default)) for n, default in defaults.items()}
-    pipe = cls(**{n: values.get(n) for n in names}, **options)
-    known = {*names, *defaults}
-    kept = {n: v for n, v in index.options.items() if n not in known and not n.startswith("_")}
-    pipe.config.update(kept)
-    pipe.config["_name_or_path"] = os.fspath(source)
-    return pipe
-
-
-def _class_named(index: ModelIndex, folder: Path) -> type[DiffusionPipeline]:
-    from ..pipeline import DiffusionPipeline
-
-    name = index.class_name
-    where = folder / "model_index.json"
-    if not isinstance(name, str):
-        raise CheckpointError(
-            "The checkpoint asks for a pipeline class of its own code, which is not run.",
-            where=f"_class_name in {where}",
-            got=name,
-            expected="the name of a darkroom pipeline",
-        )
-    cls = component_class("_class_name", "diffusers", name)
-    if not (inspect.isclass(cls) and issubclass(cls, DiffusionPipeline)):
-        raise CheckpointError("Not a pipeline class.", where=f"_class_name in {where}", got=name)
-    return cls
-
-
-def _load(
-    wanted: Mapping[str, tuple[str, str]],
-    folder: Path,
-    *,
-    dtype: torch.dtype | Mapping[str, torch.dtype] | None,
-    variant: str | None,
-    use_safetensors: bool | None,
-) -> dict[str, Any]:
-    """Load components side by side. Classes are found first, in this thread: imports do not like company."""
-    from tqdm.auto import tqdm
-
-    classes = {n: component_class(n, *entry) for n, entry in wanted.items()}
-    dtypes = {n: _dtype_of(n, dtype) for n in wanted}
+        fix = "Pass them as keyword arguments, or load the class that the checkpoint names."
+        where, got = f"{cls.__name__} from {folder / INDEX_NAME}", ", ".join(sorted(wanted)) or "none"
+        raise CheckpointError("Components are missing.", where=where, got=got, expected=", ".join(missing), fix=fix)
+    dtypes = {n: dtype.get(n, dtype.get("default")) if isinstance(dtype, Mapping) else dtype for n in wanted}
+    for name, chosen in dtypes.items():
+        check_dtype(chosen, f"torch_dtype for {name}")
+    classes = {n: component_class(n, *entry) for n, entry in wanted.items()}  # in this thread: imports do not like company
     with ThreadPoolExecutor(max_workers=4) as pool, tqdm(total=len(wanted), desc="Loading components", leave=False) as bar:
 
         def load(name: str) -> Any:
-            loaded = load_component(
-                name,
-                *wanted[name],
-                folder,
-                dtype=dtypes[name],
-                variant=variant,
-                use_safetensors=use_safetensors,
-                cls=classes[name],
-            )
+            own = folder / name if (folder / name).is_dir() else folder  # in the root, if there is just one network
+            component = load_component(name, classes[name], own, dtype=dtypes[name], **choice)
             bar.update()
-            return loaded
+            return component
 
         jobs = {name: pool.submit(load, name) for name in wanted}
         try:
-            return {name: job.result() for name, job in jobs.items()}
+            values |= {name: job.result() for name, job in jobs.items()}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    options = {n: given.get(n, index.options.get(n, default)) for n, default in defaults.items()}
+    pipe = cls(**{n: values.get(n) for n in names}, **options)
+    kept = {n: v for n, v in index.options.items() if n not in names and n not in defaults and not n.startswith("_")}
+    pipe.config.update(kept, _name_or_path=os.fspath(source))
+    return pipe
 
 
-def save_pipeline(pipe: DiffusionPipeline, folder: str | os.PathLike[str], **options: Any) -> None:
-    """What `DiffusionPipeline.save_pretrained` does."""
-    import json
-
+def save_pipeline(pipe: DiffusionPipeline, folder: PathLike, **options: Any) -> None:
+    """What `DiffusionPipeline.save_pretrained` does. Each component gets those options that its own `save_pretrained` names."""
     content = {k: list(v) if isinstance(v, tuple) else v for k, v in pipe.config.items() if not k.startswith("_")}
-    with save_folder_atomic(Path(folder)) as target:
+    with save_folder_atomic(folder) as target:
         for name, component in sorted(pipe.components.items()):
             if component is None:
                 continue
+            component = getattr(component, "_orig_mod", component)
             if not hasattr(component, "save_pretrained"):
                 logger.warning(f"{name}: a {type(component).__name__} cannot be saved; it is left out of the checkpoint")
                 content[name] = [None, None]
                 continue
-            component = getattr(component, "_orig_mod", component)
             takes = inspect.signature(component.save_pretrained).parameters
-            component.save_pretrained(target / name, **_for_library(component, options, takes))
+            component.save_pretrained(target / name, **{k: v for k, v in options.items() if k in takes and v is not None})
         content |= {"_class_name": type(pipe).__name__, "_diffusers_version": FORMAT_VERSION}
-        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        (target / "model_index.json").write_text(text, encoding="utf-8")
-
-
-def _for_library(component: Any, options: Mapping[str, Any], takes: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that this component's `save_pretrained` knows."""
-    from ..models.base import Model
-
-    chosen = {k: v for k, v in options.items() if k in takes and v is not None}
-    if not isinstance(component, Model) and hasattr(component, "parameters"):
-        # transformers networks: its own writer takes these by keyword and has dropped pickles
-        chosen = {k: v for k, v in options.items() if k in ("variant", "max_shard_size") and v is not None}
-    return chosen
+        (target / INDEX_NAME).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import glob
 import json
 import os
 import re
 import secrets
 import shutil
-import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, InputError
-from .files import parse_weight_name
+from .files import PathLike, parse_weight_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..models.base import Model
 
-__all__ = ["recover", "save_folder_atomic", "save_model", "write_safetensors", "write_text_atomic"]
+__all__ = ["recover", "save_folder_atomic", "save_model", "write_text_atomic"]
 
 _EXCHANGE = 2  # renameat2's RENAME_EXCHANGE
-_open_folders: set[Path] = set()  # temporary folders that this process is writing: what is saved inside one need not be atomic by itself
+_DEBRIS = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$")
 
 
 def _refused(path: Path, error: OSError) -> CheckpointError:
@@ -56,15 +58,11 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def recover(target: Path) -> Path:
     """`target`, put back first if a save on a system without exchange died between its two renames."""
-    kept = sorted(target.parent.glob(_glob(target, "old"))) if target.name and not os.path.lexists(target) else []
+    kept = sorted(target.parent.glob(glob.escape(target.name) + ".old-*")) if target.name and not os.path.lexists(target) else []
     if kept:
         with contextlib.suppress(OSError):  # someone else was faster, or the disk is read-only
             kept[0].rename(target)
     return target
-
-
-def _glob(target: Path, kind: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", target.name) + f".{kind}-*"
 
 
 def _exchange(new: Path, target: Path) -> None:
@@ -86,132 +84,78 @@ def _exchange(new: Path, target: Path) -> None:
     kept.rename(new)
 
 
+def _link(source: str | Path, copy: str | Path) -> None:
+    try:
+        os.link(source, copy, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, copy, follow_symlinks=False)
+
+
 def _carry_over(old: Path, new: Path, written_anew: bool = False) -> None:
     """Give the new folder the files of the old one that it does not replace, as hard links where possible.
 
     Weights of the same name and variant are replaced whole, whatever their number of shards and format. A component's folder that was written
     anew keeps of the old one only weights of other variants.
     """
-    sets = {parsed.whole for entry in os.scandir(new) if (parsed := parse_weight_name(entry.name))}
-    for entry in os.scandir(old):
-        source, copy = Path(entry.path), new / entry.name
-        parsed = parse_weight_name(entry.name)
+    replaced = {(w.stem, w.variant) for name in os.listdir(new) if (w := parse_weight_name(name))}
+    for source in old.iterdir():
+        copy, weight = new / source.name, parse_weight_name(source.name)
+        folder = source.is_dir() and not source.is_symlink()
         if os.path.lexists(copy):
-            if entry.is_dir(follow_symlinks=False) and copy.is_dir():
+            if folder and copy.is_dir():
                 _carry_over(source, copy, written_anew=True)
-        elif (parsed and parsed.whole in sets) or (written_anew and not parsed) or _is_debris(entry.name):
+        elif ((weight.stem, weight.variant) in replaced if weight else written_anew) or _DEBRIS.search(source.name):
             continue
-        elif entry.is_symlink():
-            copy.symlink_to(os.readlink(source))
-        elif entry.is_dir():
-            copy.mkdir()
-            _carry_over(source, copy)
-        elif entry.is_file():
-            try:
-                os.link(source, copy)
-            except OSError:
-                shutil.copy2(source, copy)
-
-
-def _is_debris(name: str) -> bool:
-    return re.search(r"\.(tmp|old)-[0-9a-f]{8}$", name) is not None
-
-
-def _lock(folder: Path) -> int | None:
-    """A lock on a folder that dies with the process; None if another one holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        elif folder:
+            shutil.copytree(source, copy, symlinks=True, copy_function=_link)
+        elif source.is_file() or source.is_symlink():
+            _link(source, copy)
 
 
 def _sweep(target: Path) -> None:
-    """Remove what saves that were killed have left beside the target."""
-    kinds = ("tmp", "old") if target.exists() else ("tmp",)
-    for debris in (found for kind in kinds for found in target.parent.glob(_glob(target, kind))):
-        if _is_debris(debris.name) and debris.is_dir() and not debris.is_symlink() and (lock := _lock(debris)) is not None:
-            shutil.rmtree(debris, ignore_errors=True)
-            os.close(lock)
+    """Remove what saves that were killed have left beside the target; what is younger than a day may be a save at work."""
+    for found in target.parent.glob(glob.escape(target.name) + ".*-*"):
+        if _DEBRIS.search(found.name) and found.is_dir() and time.time() - found.stat().st_mtime > 86400:
+            shutil.rmtree(found, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def save_folder_atomic(target: str | os.PathLike[str]) -> Iterator[Path]:
+def save_folder_atomic(target: PathLike) -> Iterator[Path]:
     """A temporary folder beside `target` to write a checkpoint in; on success it takes the target's place at once.
 
     A crash at any moment leaves the old checkpoint or the new one; an exception leaves the old one. Files that the new checkpoint does not replace
-    stay, such as other variants. Inside a folder of another `save_folder_atomic` of this process it is that folder's subfolder.
+    stay, such as other variants.
 
     Raises:
         CheckpointError: the target is a file, or it or its parent may not be written.
     """
     target = recover(Path(target)).resolve()
-    if _open_folders.intersection((target, *target.parents)):
-        target.mkdir(parents=True, exist_ok=True)
-        yield target
-        return
     if target.exists() and not target.is_dir():
         raise CheckpointError("Not a folder.", where=target, fix="Choose another name.")
-    if target.is_dir() and (not target.stat().st_mode & 0o222 or not os.access(target, os.W_OK)):
-        raise CheckpointError("The checkpoint cannot be written here.", where=target, got="a read-only folder")
-    temporary, lock = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}"), None
+    temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
     try:
+        if target.is_dir() and not target.stat().st_mode & 0o222:
+            raise PermissionError(errno.EACCES, "a read-only folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
         temporary.mkdir()
-        lock = _lock(temporary)
-        _open_folders.add(temporary)
         yield temporary
         if target.is_dir():
             _carry_over(target, temporary)
             shutil.copymode(target, temporary)
         for folder, _, names in os.walk(temporary, topdown=False):
-            for name in names:
-                if os.path.isfile(path := Path(folder, name)):
+            for path in (*(Path(folder, name) for name in names), Path(folder)):
+                if path.exists():  # not a link to nowhere
                     _sync(path)
-            _sync(Path(folder))
         if target.is_dir():
             _exchange(temporary, target)
         else:
             temporary.rename(target)
         _sync(target.parent)
     except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise _refused(target, error) from None
+        raise error if isinstance(error, CheckpointError) else _refused(target, error) from None
     finally:
-        _open_folders.discard(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors, one at a time: no second copy of all of them is made. Wider dtypes come first, so that each is aligned."""
-    import torch
-
-    from .weights import DTYPE_NAMES
-
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
-    end = 0
-    for name in order:
-        tensor, begin = tensors[name], end
-        end += tensor.numel() * tensor.itemsize
-        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            flat.view(torch.uint8).numpy().tofile(file)
 
 
 def _bytes(size: int | str) -> int:
@@ -226,64 +170,51 @@ def _bytes(size: int | str) -> int:
 
 def _shards(state: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
     """The tensors in groups of at most `limit` bytes; a larger one is alone. A tensor with several names is kept under the first."""
-    seen: set[tuple[Any, ...]] = set()
+    unique: dict[object, str] = {}
+    for name, t in state.items():
+        unique.setdefault((t.data_ptr(), t.dtype, t.shape, t.stride()) if t.numel() else name, name)
     groups: list[dict[str, Tensor]] = [{}]
     room = limit
-    for name, tensor in state.items():
-        identity = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else (name,)
-        if identity in seen:
-            continue
-        seen.add(identity)
-        nbytes = tensor.numel() * tensor.itemsize
-        if groups[-1] and nbytes > room:
+    for name in unique.values():
+        if groups[-1] and state[name].nbytes > room:
             groups.append({})
             room = limit
-        groups[-1][name] = tensor
-        room -= nbytes
+        groups[-1][name] = state[name]
+        room -= state[name].nbytes
     return groups
 
 
 def save_model(
-    model: Model,
-    directory: str | os.PathLike[str],
-    *,
-    variant: str | None = None,
-    max_shard_size: int | str = "10GB",
-    safe_serialization: bool = True,
+    model: Model, directory: PathLike, *, variant: str | None = None, max_shard_size: int | str = "10GB", safe_serialization: bool = True
 ) -> None:
-    """Write `config.json` and the weights of a network into a folder, whole or not at all.
+    """What `Model.save_pretrained` does. Weights beyond `max_shard_size` are split over files, with an index.
 
-    Args:
-        variant: goes into the names: `diffusion_pytorch_model.fp16.safetensors`.
-        max_shard_size: weights beyond it are split over files, with an index.
-        safe_serialization: False writes pickles (`.bin`).
     Raises:
         CheckpointError: the folder cannot be written, or the network has no values.
         InputError: an option has no meaning.
     """
     import torch
+    from safetensors.torch import save_file
 
     if variant is not None and not re.fullmatch(r"(?!index$)\w[\w+]*", variant, re.ASCII):
         raise InputError("Not a variant.", where="variant", got=variant, expected='letters, digits and "_", such as "fp16"')
-    state = dict(model.state_dict())
+    state = model.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         raise CheckpointError("A network without values cannot be saved.", where=type(model).__name__, got='tensors on "meta"')
     groups = _shards(state, _bytes(max_shard_size))
-    stem, ext = model.weights_name, "safetensors" if safe_serialization else "bin"
-    named = f"{stem}.{variant}" if variant else stem
-    names = [f"{named}-{i:05d}-of-{len(groups):05d}.{ext}" for i in range(1, len(groups) + 1)] if len(groups) > 1 else [f"{named}.{ext}"]
+    dot, ext = f".{variant}" if variant else "", "safetensors" if safe_serialization else "bin"
+    ends = [f"-{i:05d}-of-{len(groups):05d}" for i in range(1, len(groups) + 1)] if len(groups) > 1 else [""]
+    shards = {f"{model.weights_name}{dot}{end}.{ext}": group for end, group in zip(ends, groups, strict=True)}
     with save_folder_atomic(directory) as folder:
-        for name, group in zip(names, groups, strict=True):
+        for name, group in shards.items():
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
             if safe_serialization:
-                write_safetensors(folder / name, group)
+                save_file(tensors, folder / name, metadata={"format": "pt"})
             else:
-                torch.save({key: tensor.detach().cpu().clone() for key, tensor in group.items()}, folder / name)
+                torch.save({key: tensor.clone() for key, tensor in tensors.items()}, folder / name)  # not the storage that a view is of
         if len(groups) > 1:
-            total = sum(t.numel() * t.itemsize for group in groups for t in group.values())
-            content = {
-                "metadata": {"total_size": total},
-                "weight_map": {key: name for name, group in zip(names, groups, strict=True) for key in group},
-            }
-            index = f"{stem}.{ext}.index.{variant}.json" if variant else f"{stem}.{ext}.index.json"
-            write_text_atomic(folder / index, json.dumps(content, indent=2, sort_keys=True) + "\n")
-        write_text_atomic(folder / "config.json", model.to_json())
+            weight_map = {key: name for name, group in shards.items() for key in group}
+            content = {"metadata": {"total_size": sum(t.nbytes for group in groups for t in group.values())}, "weight_map": weight_map}
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            (folder / f"{model.weights_name}.{ext}.index{dot}.json").write_text(text, encoding="utf-8")
+        (folder / "config.json").write_text(model.to_json(), encoding="utf-8")

@@ -77,7 +77,8 @@ def by_rows(attends: Sequence[Attend], rows: int) -> Attend:
         return attends[0]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = "") -> Tensor:
-        functions, sizes = [], []
+        functions: list[Attend] = []
+        sizes: list[int] = []
         for function in (resolve(a, site) for a in attends):
             if functions and functions[-1] is function:
                 sizes[-1] += rows

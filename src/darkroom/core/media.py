@@ -104,7 +104,10 @@ def image_count(image: Any) -> int:
 def image_size(image: Any, where: str = "image") -> tuple[int, int]:
     """Width and height of the first picture of an input, in pixels; `where` is the argument's name, for errors."""
     first = _items(image, where)[0]
-    return first.size if isinstance(first, Image.Image) else tuple(_rows(first, 1, where).shape[:1:-1])
+    if isinstance(first, Image.Image):
+        return first.size
+    *_, height, width = _rows(first, 1, where).shape
+    return width, height
 
 
 def crop_region(mask: Image.Image, width: int, height: int, pad: int = 0) -> Box:
@@ -203,17 +206,17 @@ def _read(
 
 def _rows(item: np.ndarray | Tensor, channels: int, where: str) -> Tensor:
     """One array or tensor as (b, C, H, W) float32. With one channel, three dimensions are (B, H, W), and bytes keep their values."""
-    gray, array = channels == 1, item if isinstance(item, np.ndarray) else None
-    if item.ndim not in (2, 3, 4) or 0 in item.shape or (array is not None and array.dtype.kind not in "biuf"):
+    gray, channels_last = channels == 1, isinstance(item, np.ndarray)
+    if item.ndim not in (2, 3, 4) or 0 in item.shape or (isinstance(item, np.ndarray) and item.dtype.kind not in "biuf"):
         raise InputError("No picture has this shape or dtype.", where=where, got=_describe(item))
-    x = item if array is None else torch.from_numpy(np.array(array, order="C"))
+    x = torch.from_numpy(np.array(item, order="C")) if isinstance(item, np.ndarray) else item
     if x.ndim == 2:
         x = x[None, None]
-    elif x.ndim == 3 and gray and (array is None or x.shape[-1] > 4):
+    elif x.ndim == 3 and gray and not (channels_last and x.shape[-1] <= 4):
         x = x[:, None]
     else:
         x = x[None] if x.ndim == 3 else x
-        x = x if array is None else x.permute(0, 3, 1, 2)
+        x = x.permute(0, 3, 1, 2) if channels_last else x
     if not (gray or x.is_floating_point() or x.dtype == torch.uint8):
         raise InputError("Whole numbers other than bytes.", where=where, got=_describe(item), expected="floats or uint8")
     return x.float() / 255 if x.dtype == torch.uint8 and not gray else x.float()

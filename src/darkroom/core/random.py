@@ -16,9 +16,8 @@ Generators = Generator | Sequence[Generator] | None
 
 
 def randn(
-    shape: Sequence[int], generator: Generators = None, device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None, layout: torch.layout | None = None,
-) -> Tensor:  # fmt: skip
+    shape: Sequence[int], generator: Generators = None, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Standard normal noise of `shape` (B, ...) on `device` (CPU if not given).
 
     A list of generators draws row by row, so each row is what its own seed alone would give. A CPU generator draws on the CPU whatever the
@@ -32,7 +31,7 @@ def randn(
     origin = device if generators[0] is None or generators[0].device.type == device.type else generators[0].device
     if origin is not device and origin.type != "cpu":
         raise InputError("This generator cannot draw for that device.", where="generator", got=origin, expected=f"cpu or {device}")
-    draw = partial(torch.randn, device=origin, dtype=dtype, layout=layout or torch.strided)
+    draw = partial(torch.randn, device=origin, dtype=dtype)
     if len(generators) == 1:
         return draw(tuple(shape), generator=generators[0]).to(device)
     return torch.cat([draw((1, *shape[1:]), generator=g) for g in generators]).to(device)

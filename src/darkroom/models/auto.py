@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
-from ..checkpoints.files import listing, plan, read_json, stem_of
-from ..checkpoints.hub import locate, model_files
-from ..checkpoints.models import load_component, load_model, model_class
+from ..checkpoints.files import component_files, read_json
+from ..checkpoints.hub import HUB_OPTIONS, locate
+from ..checkpoints.index import component_class
+from ..checkpoints.models import load_component, load_model
 from ..errors import CheckpointError
 from .base import Model
 
 __all__ = ["AutoModel"]
-
-_HUB = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 class AutoModel:
@@ -28,7 +26,6 @@ class AutoModel:
         """Load a network from a folder or a hub id.
 
         Args:
-            path: a folder, or a hub id.
             subfolder: the component's folder inside it.
             options: `dtype` (or `torch_dtype`), `variant`, `use_safetensors` and the rest as in `Model.from_pretrained`.
         Raises:
@@ -37,17 +34,17 @@ class AutoModel:
         if "torch_dtype" in options:
             options.setdefault("dtype", options.pop("torch_dtype"))
         choice = {name: options[name] for name in ("variant", "use_safetensors") if name in options}
-        hub = {name: options.pop(name) for name in _HUB if name in options}
-        folder = locate(path, subfolder=subfolder, files=partial(model_files, **choice), **hub)
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        choose = lambda names, folder: component_files(names, where=folder, **choice)  # noqa: E731
+        folder = locate(path, files=["config.json"], choose=choose, subfolder=subfolder, **hub)
         where = folder / "config.json"
-        if not where.exists():
-            raise CheckpointError(
-                "Not a network: the folder has no config.json.", where=folder, fix="For a component of a pipeline, pass subfolder=."
-            )
-        found = model_class(read_json(where), where)
-        if options.get("variant") is not None:  # a component of a pipeline may fall back to the plain file, a single network may not
-            names = listing(folder)
-            plan(names, stem_of(names) or "model", **choice)
+        match read_json(where):  # darkroom's networks by their class, those of transformers by their first architecture
+            case {"_class_name": str(name)}:
+                found = component_class(str(where), "diffusers", name)
+            case {"architectures": [str(name), *_]}:
+                found = component_class(str(where), "transformers", name)
+            case _:
+                raise CheckpointError("A configuration that names no class.", where=where, expected='"_class_name" or "architectures"')
         if issubclass(found, Model):
             return load_model(found, folder, **options)
-        return load_component(folder.name, "transformers", found.__name__, folder, cls=found, **options)
+        return load_component(folder.name, found, folder, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -12,28 +12,26 @@ from torch import Generator, Tensor, nn
 
 from ..config import Config
 from ..core.attention import Attend
-from ..errors import ConfigError, InputError
+from ..core.random import randn
+from ..errors import InputError
 from ..outputs import Output
-from .base import Model
-from .layers.attention import Attention
-from .layers.distribution import DiagonalGaussian
+from .base import Model, choose
+from .layers.attention import Attention, rename_attention
 from .layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
-from .layers.tiling import tiled
+from .layers.unet_blocks import per_block
 
-__all__ = ["AutoencoderKL", "AutoencoderKLConfig", "AutoencoderKLOutput", "Decoder", "DecoderOutput", "Encoder"]
+__all__ = ["AutoencoderKL", "AutoencoderKLConfig", "AutoencoderKLOutput", "DecoderOutput", "DiagonalGaussian"]
 
 EPS = 1e-6  # of every normalisation
 DOWN_BLOCKS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}  # with attention or without
 UP_BLOCKS = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AutoencoderKLConfig(Config):
     """Keys of the network's `config.json`.
 
-    `scaling_factor`, `shift_factor`, `latents_mean`, `latents_std` and `force_upcast` are for the caller; the network
-    does not apply them.
+    `scaling_factor`, `shift_factor`, `latents_mean`, `latents_std` and `force_upcast` are for the caller; the network does not apply them.
     """
 
     in_channels: int = 3
@@ -56,6 +54,49 @@ class AutoencoderKLConfig(Config):
     mid_block_add_attention: bool = True
 
 
+class DiagonalGaussian:
+    """A normal distribution with independent entries (Kingma & Welling 2013).
+
+    Args:
+        parameters: (B, 2C, ...), the mean and then the logarithm of the variance, which is held within [-30, 20].
+    """
+
+    def __init__(self, parameters: Tensor):
+        self.parameters = parameters
+        self.mean, logvar = parameters.chunk(2, dim=1)  # 2 x (B, C, ...)
+        self.logvar = logvar.clamp(-30.0, 20.0)
+
+    @property
+    def std(self) -> Tensor:
+        return (0.5 * self.logvar).exp()
+
+    @property
+    def var(self) -> Tensor:
+        return self.logvar.exp()
+
+    def sample(self, generator: Generator | Sequence[Generator] | None = None) -> Tensor:
+        """One draw, (B, C, ...): mean + std eps. A list has one generator for each row."""
+        eps = randn(self.mean.shape, generator, self.parameters.device, self.parameters.dtype)
+        return self.mean + self.std * eps
+
+    def mode(self) -> Tensor:
+        """The most likely value, which is the mean."""
+        return self.mean
+
+    def kl(self, other: DiagonalGaussian | None = None) -> Tensor:
+        """The divergence from `other`, or from the standard normal, in nats: (B,)."""
+        if other is None:
+            terms = self.mean**2 + self.var - 1.0 - self.logvar
+        else:
+            terms = ((self.mean - other.mean) ** 2 + self.var) / other.var - 1.0 - self.logvar + other.logvar
+        return 0.5 * terms.flatten(1).sum(1)
+
+    def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+        """-log p(sample) in nats, summed over `dims` (all but the first): (B,)."""
+        terms = math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / self.var
+        return 0.5 * torch.sum(terms, dim=tuple(dims or range(1, terms.ndim)))
+
+
 @dataclass
 class AutoencoderKLOutput(Output):
     """`latent_dist`: the posterior over latents, each part (B, latent_channels, H / f, W / f)."""
@@ -73,16 +114,13 @@ class DecoderOutput(Output):
 class Stage(nn.Module):
     """Residual blocks, attention after the first `attentions` of them, then a change of resolution."""
 
-    def __init__(self, before: int, width: int, config: AutoencoderKLConfig, resnets: int, attentions: int, resample: str):
+    def __init__(self, before: int, width: int, config: AutoencoderKLConfig, resnets: int, attentions: int, resample: str = ""):
         super().__init__()
         groups, act_fn = config.norm_num_groups, config.act_fn
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(width if i else before, width, groups=groups, eps=EPS, act_fn=act_fn) for i in range(resnets)
-        )
-        self.attentions = nn.ModuleList(
-            Attention(width, None, 1, width, bias=True, norm_num_groups=groups, eps=EPS, residual_connection=True)
-            for _ in range(attentions)
-        )
+        options = {"bias": True, "norm_num_groups": groups, "eps": EPS, "residual_connection": True}
+        widths = [before] + [width] * (resnets - 1)
+        self.resnets = nn.ModuleList(ResnetBlock2D(w, width, groups=groups, eps=EPS, act_fn=act_fn) for w in widths)
+        self.attentions = nn.ModuleList(Attention(width, None, 1, width, **options) for _ in range(attentions))
         self.downsamplers = nn.ModuleList([Downsample2D(width, padding=0)] if resample == "down" else [])
         self.upsamplers = nn.ModuleList([Upsample2D(width)] if resample == "up" else [])
 
@@ -97,24 +135,16 @@ class Stage(nn.Module):
 
 def _middle(config: AutoencoderKLConfig) -> Stage:
     width = config.block_out_channels[-1]
-    return Stage(width, width, config, 2, int(config.mid_block_add_attention), "")
+    return Stage(width, width, config, 2, int(config.mid_block_add_attention))
 
 
 def _stages(config: AutoencoderKLConfig, field: str, known: dict[str, bool], layers: int, resample: str) -> nn.ModuleList:
     """One stage for each width, wide ones first when going up; all but the last change the resolution."""
-    types, widths = config[field], config.block_out_channels[:: -1 if resample == "up" else 1]
-    if len(types) != len(widths) or not set(types) <= set(known):
-        raise ConfigError(
-            "Blocks that cannot be built.",
-            where=f"AutoencoderKL, {field}",
-            got=types,
-            expected=f"{len(widths)} (one for each of block_out_channels) of: {', '.join(known)}",
-        )
-    last = len(widths) - 1
-    return nn.ModuleList(
-        Stage(widths[max(i - 1, 0)], width, config, layers, layers * known[types[i]], resample if i < last else "")
-        for i, width in enumerate(widths)
-    )
+    widths = config.block_out_channels[:: -1 if resample == "up" else 1]
+    attentions = [layers * choose(field, name, known) for name in per_block(config, field)]
+    changes = [resample] * (len(widths) - 1) + [""]
+    stages = zip((widths[0], *widths), widths, attentions, changes)
+    return nn.ModuleList(Stage(before, width, config, layers, n, change) for before, width, n, change in stages)
 
 
 class Encoder(nn.Module):
@@ -158,6 +188,18 @@ class Decoder(nn.Module):
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))  # (B, C, H, W)
 
 
+def blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
+    """`after`, with its first `extent` lines along `dim` faded in linearly over the last ones of `before`."""
+    extent = min(before.shape[dim], after.shape[dim], extent)
+    shape = [1] * after.ndim
+    shape[dim] = extent
+    w = (torch.arange(extent, dtype=torch.float64) / max(extent, 1)).reshape(shape)  # 0 ... 1 - 1/extent
+    fade_in, fade_out = w.to(after), (1 - w).to(after)
+    tail = before.narrow(dim, before.shape[dim] - extent, extent)
+    head, rest = after.split([extent, after.shape[dim] - extent], dim)
+    return torch.cat([tail * fade_out + head * fade_in, rest], dim)
+
+
 class AutoencoderKL(Model):
     """Images in [-1, 1] to latents and back, at 1 / `scale_factor` of the resolution.
 
@@ -170,6 +212,7 @@ class AutoencoderKL(Model):
     Config = AutoencoderKLConfig
     Result = DecoderOutput
     config: AutoencoderKLConfig
+    rename_key = staticmethod(rename_attention)
 
     def build(self, config: AutoencoderKLConfig) -> None:
         c = config.latent_channels
@@ -182,12 +225,6 @@ class AutoencoderKL(Model):
         self.tile_sample_min_size = size if isinstance(size, int) else size[0]
         self.tile_latent_min_size = self.tile_sample_min_size // self.scale_factor
         self.tile_overlap_factor = 0.25
-
-    @staticmethod
-    def rename_key(name: str) -> str:
-        """Attention layers were once called query, key, value and proj_attn."""
-        old = r"(?<=\.)(attentions\.\d+)\.(query|key|value|proj_attn)(?=\.)"
-        return re.sub(old, lambda found: f"{found[1]}.{OLD_ATTENTION[found[2]]}", name)
 
     @property
     def scale_factor(self) -> int:
@@ -215,7 +252,7 @@ class AutoencoderKL(Model):
             InputError: `x` has another number of dimensions or channels.
         """
         self._check(x, self.config.in_channels, "images")
-        posterior = DiagonalGaussian(self._sliced(self._encode, x))
+        posterior = DiagonalGaussian(self._map(self._moments, x, self.tile_sample_min_size, self.tile_latent_min_size))
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
     def decode(
@@ -229,7 +266,7 @@ class AutoencoderKL(Model):
             InputError: `z` has another number of dimensions or channels.
         """
         self._check(z, self.config.latent_channels, "latents")
-        images = self._sliced(self._decode, z)
+        images = self._map(self._images, z, self.tile_latent_min_size, self.tile_sample_min_size)
         return DecoderOutput(images) if return_dict else (images,)
 
     def forward(self, sample: Tensor, sample_posterior: bool = False, *, generator: Generator | None = None) -> Tensor:
@@ -237,35 +274,37 @@ class AutoencoderKL(Model):
         posterior = self.encode(sample).latent_dist
         return self.decode(posterior.sample(generator) if sample_posterior else posterior.mode()).sample
 
-    def _encode(self, x: Tensor) -> Tensor:
-        def moments(x: Tensor) -> Tensor:
-            h = self.encoder(x, self.attend)
-            return h if self.quant_conv is None else self.quant_conv(h)
+    def _moments(self, x: Tensor) -> Tensor:
+        h = self.encoder(x, self.attend)
+        return h if self.quant_conv is None else self.quant_conv(h)
 
-        return self._tiled(moments, x, self.tile_sample_min_size, self.tile_latent_min_size)
+    def _images(self, z: Tensor) -> Tensor:
+        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z), self.attend)
 
-    def _decode(self, z: Tensor) -> Tensor:
-        def images(z: Tensor) -> Tensor:
-            return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z), self.attend)
-
-        return self._tiled(images, z, self.tile_latent_min_size, self.tile_sample_min_size)
-
-    def _sliced(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return torch.cat([f(row) for row in x.split(1)]) if self.use_slicing else f(x)
-
-    def _tiled(self, f: Callable[[Tensor], Tensor], x: Tensor, size: int, out_size: int) -> Tensor:
+    def _map(self, f: Callable[[Tensor], Tensor], x: Tensor, size: int, out_size: int) -> Tensor:
+        """`f` of all rows or of one at a time, whole or in tiles whose edge is `size` pixels of `x` and `out_size` of the result."""
+        if self.use_slicing and len(x) > 1:
+            return torch.cat([self._map(f, row, size, out_size) for row in x.split(1)])
         if not self.use_tiling or max(x.shape[-2:]) <= size:
             return f(x)
-        overlap = int(out_size * self.tile_overlap_factor)
-        stride = int(size * (1 - self.tile_overlap_factor))
-        return tiled(f, x, size=size, stride=stride, overlap=overlap, keep=out_size - overlap)
+        stride, overlap = int(size * (1 - self.tile_overlap_factor)), int(out_size * self.tile_overlap_factor)
+        above: list[Tensor] = []
+        rows = []
+        for top in range(0, x.shape[2], stride):
+            row: list[Tensor] = []
+            for left in range(0, x.shape[3], stride):
+                tile = f(x[:, :, top : top + size, left : left + size])
+                if above:
+                    tile = blend(above[len(row)], tile, overlap, dim=2)
+                if row:
+                    tile = blend(row[-1], tile, overlap, dim=3)
+                row.append(tile)
+            rows.append(torch.cat([tile[:, :, : out_size - overlap, : out_size - overlap] for tile in row], dim=3))
+            above = row
+        return torch.cat(rows, dim=2)
 
     @staticmethod
     def _check(x: Tensor, channels: int, what: str) -> None:
         if x.ndim != 4 or x.shape[1] != channels:
-            raise InputError(
-                f"A tensor that does not hold {what}.",
-                where="AutoencoderKL",
-                got=tuple(x.shape),
-                expected=f"(batch, {channels}, height, width)",
-            )
+            got, fits = tuple(x.shape), f"(batch, {channels}, height, width)"
+            raise InputError(f"A tensor that does not hold {what}.", where="AutoencoderKL", got=got, expected=fits)

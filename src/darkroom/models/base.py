@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..config import Config, Configurable
 from ..core.attention import Attend, backend, sdpa
+from ..errors import ConfigError
 from ..outputs import Output
 
-__all__ = ["Model", "as_batch"]
+__all__ = ["Model", "as_batch", "choose"]
+
+Path = str | os.PathLike[str]
+T = TypeVar("T")
 
 
 class Model(Configurable, nn.Module):
     """A network over a frozen configuration.
 
-    A subclass sets `Config` and `Result` and implements `build(config)`, which creates the submodules, and `forward`, which returns a plain tensor.
-    Calling the network wraps that tensor in `Result`, or in a one-element tuple with `return_dict=False`.
+    A subclass sets `Config` and `Result` and implements `build(config)`, which creates the submodules, and `forward`, which returns a
+    plain tensor. Calling the network wraps that tensor in `Result`, or in a one-element tuple with `return_dict=False`.
     """
 
     Result: ClassVar[type[Output]]
@@ -69,7 +74,7 @@ class Model(Configurable, nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        path: str | os.PathLike[str],
+        path: Path,
         *,
         subfolder: str | None = None,
         dtype: torch.dtype | None = None,
@@ -92,17 +97,11 @@ class Model(Configurable, nn.Module):
         """
         from ..checkpoints.models import load_model
 
-        return load_model(
-            cls, path, subfolder=subfolder, dtype=dtype or torch_dtype, variant=variant, use_safetensors=use_safetensors, **options
-        )  # fmt: skip
+        options |= {"subfolder": subfolder, "variant": variant, "use_safetensors": use_safetensors}
+        return load_model(cls, path, dtype=dtype or torch_dtype, **options)
 
     def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        *,
-        variant: str | None = None,
-        max_shard_size: int | str = "10GB",
-        safe_serialization: bool = True,
+        self, save_directory: Path, *, variant: str | None = None, max_shard_size: int | str = "10GB", safe_serialization: bool = True
     ) -> None:
         """Write `config.json` and the weights, whole or not at all."""
         from ..checkpoints.save import save_model
@@ -122,3 +121,14 @@ def as_batch(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
         dtype = torch.float32 if isinstance(timestep, float) else torch.int64
         timestep = torch.tensor([timestep], dtype=dtype, device=sample.device)
     return timestep.reshape(-1).to(sample.device).expand(sample.shape[0])
+
+
+def choose(field: str, value: object, table: Mapping[Any, T]) -> T:
+    """The entry of `table` that a configuration names in `field`.
+
+    Raises:
+        ConfigError: there is none; the message lists what there is.
+    """
+    if value not in tuple(table):
+        raise ConfigError("This option has no such value.", where=field, got=value, expected=", ".join(map(str, table)))
+    return table[value]

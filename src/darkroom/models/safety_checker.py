@@ -64,17 +64,15 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
             InputError: there are not as many images as rows of `clip_input`.
         """
         if len(images) != len(clip_input):
-            raise InputError(
-                "Images and CLIP inputs do not belong together.",
-                where="StableDiffusionSafetyChecker, images",
-                got=f"{len(images)} images",
-                expected=f"{len(clip_input)}, one for each row of clip_input",
-            )
+            got, fits = f"{len(images)} images", f"{len(clip_input)}, one for each row of clip_input"
+            where = "StableDiffusionSafetyChecker, images"
+            raise InputError("Images and CLIP inputs do not belong together.", where=where, got=got, expected=fits)
         embeds = self.visual_projection(self.vision_model(clip_input)[1])  # (B, projection_dim)
         special = _exceeds(embeds, self.special_care_embeds, self.special_care_embeds_weights)
         slack = STRICTER * special.float()[:, None]
         flagged = _exceeds(embeds, self.concept_embeds, self.concept_embeds_weights, slack).tolist()
         if any(flagged):
-            logger.warning("Potential NSFW content was detected in one or more images: %d of %d are black.", sum(flagged), len(flagged))
+            found = "Potential NSFW content was detected in one or more images: %d of %d are black."
+            logger.warning(found, sum(flagged), len(flagged))
             images = _blacken(images, flagged)
         return images, flagged

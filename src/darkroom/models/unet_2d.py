@@ -1,22 +1,110 @@
-"""The UNet of diffusion over pixels, with a timestep and perhaps a class (Ho et al. 2020; Song et al. 2021)."""
+"""The UNet of diffusion over pixels, with a timestep and perhaps a class (Ho et al. 2020; Song et al. 2021), and what UNets share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import Config
 from ..core.attention import Attend
 from ..errors import ConfigError, InputError
 from ..outputs import Output
-from .base import as_batch
+from .base import Model, as_batch, choose
+from .layers.attention import Conditions, rename_attention
 from .layers.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
-from .layers.transformer import Conditions
-from .layers.unet_blocks import Level, MidBlock, SkipDownBlock, SkipUpBlock, down_block, quarter, up_block, up_levels
-from .unet_base import UNet, check_block_types, one_of
+from .layers.resnet import activation
+from .layers.unet_blocks import Level, MidBlock, down_block, down_levels, per_block, up_block, up_levels
 
-__all__ = ["UNet2DConfig", "UNet2DModel", "UNet2DOutput"]
+__all__ = ["UNet", "UNet2DConfig", "UNet2DModel", "UNet2DOutput"]
+
+
+class UNet(Model):
+    """A network of blocks on the way down, in the middle and on the way up. `build` makes the embeddings, then calls `build_blocks`."""
+
+    gradient_checkpointing: bool = False
+    concat_classes: bool = False  # the class goes beside the timestep, it is not added
+    rename_key = staticmethod(rename_attention)
+    conv_in: nn.Conv2d
+    time_proj: nn.Module
+    time_embedding: TimestepEmbedding
+    class_embedding: nn.Module | None
+
+    def build_blocks(self, c: Config, down: list[Level], middle: MidBlock | None, up: list[Level], act_fn: str, out_kernel: int) -> None:
+        self.down_blocks = nn.ModuleList(map(down_block, per_block(c, "down_block_types"), down))
+        self.mid_block = middle
+        self.up_blocks = nn.ModuleList(map(up_block, per_block(c, "up_block_types"), up))
+        self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, c.block_out_channels[0], eps=c.norm_eps)
+        self.conv_act = activation(act_fn)
+        self.conv_out = nn.Conv2d(c.block_out_channels[0], c.out_channels, out_kernel, padding=(out_kernel - 1) // 2)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute what is inside blocks again for gradients, not keep it: less memory, more time (Chen et al. 2016)."""
+        self.gradient_checkpointing = True
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.gradient_checkpointing = False
+
+    def embed(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor | None, timestep_cond: Tensor | None = None) -> Tensor:
+        """Timestep and class as a vector (B, E) of the dtype of `x`."""
+        temb = self.time_embedding(self.time_proj(as_batch(timestep, x)).to(x.dtype), timestep_cond)
+        if self.class_embedding is None:
+            return temb
+        if class_labels is None:
+            raise InputError("This network needs a class.", where="class_labels", expected="one row per sample")
+        if self.config.class_embed_type == "timestep":
+            class_labels = self.time_proj(class_labels).to(x.dtype)
+        classes = self.class_embedding(class_labels).to(x.dtype)
+        return torch.cat([temb, classes], -1) if self.concat_classes else temb + classes
+
+    def centred(self, sample: Tensor) -> Tensor:
+        """The sample as the first convolution receives it, if it fits."""
+        if sample.ndim != 4 or sample.shape[1] != self.conv_in.in_channels:
+            got, fits = tuple(sample.shape), f"(B, {self.conv_in.in_channels}, H, W)"
+            raise InputError("The sample does not fit this network.", where="sample", got=got, expected=fits)
+        return 2 * sample - 1 if self.config.center_input_sample else sample
+
+    def through(
+        self,
+        x: Tensor,
+        cond: Conditions,
+        inside: Sequence[Tensor] = (),
+        outside: Sequence[Tensor] | None = None,
+        middle: Tensor | None = None,
+    ) -> Tensor:
+        """From the first convolution to the last, (B, in_channels, H, W) to (B, out_channels, H, W).
+
+        `inside` goes into blocks on the way down, `outside` and `middle` onto skip connections and after the middle.
+        """
+        x = self.conv_in(x)  # (B, C0, H, W)
+        skips, remaining = [x], list(inside)
+        for block in self.down_blocks:
+            x, new = self._run(block, x, cond, remaining.pop(0) if remaining else None)
+            skips += new
+        if outside is not None:
+            if len(outside) != len(skips):
+                where = "down_block_additional_residuals"
+                raise InputError("Not one per skip connection.", where=where, got=len(outside), expected=len(skips))
+            skips = [skip + more for skip, more in zip(skips, outside)]
+        if self.mid_block is not None:
+            x = self._run(self.mid_block, x, cond)
+            if remaining and remaining[0].shape == x.shape:
+                x = x + remaining[0]
+        if outside is not None and middle is not None:
+            x = x + middle
+        for block in self.up_blocks:
+            skips, taken = skips[: -len(block.resnets)], skips[-len(block.resnets) :]
+            x = self._run(block, x, taken, cond, skips[-1].shape[-2:] if skips else None)
+        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+
+    def _run(self, block: nn.Module, *args: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
 
 
 @dataclass
@@ -30,8 +118,8 @@ class UNet2DOutput(Output):
 class UNet2DConfig(Config):
     """The keys of the network's `config.json`.
 
-    `attention_head_dim` is the number of channels per head, None for one head. `downsample_type` and `upsample_type`
-    ("conv" or "resnet") concern self-attention blocks.
+    `attention_head_dim` is the number of channels per head, None for one head. `downsample_type` and `upsample_type` ("conv" or
+    "resnet") concern self-attention blocks.
     """
 
     sample_size: int | tuple[int, int] | None = None
@@ -76,58 +164,36 @@ class UNet2DModel(UNet):
     config: UNet2DConfig
 
     def build(self, config: UNet2DConfig) -> None:
-        c, widths, n = config, config.block_out_channels, len(config.block_out_channels)
-        first, temb_channels = widths[0], config.time_embedding_dim or widths[0] * 4
-        check_block_types(c, without="CrossAttn")
+        c, widths = config, config.block_out_channels
+        first, width = widths[0], config.time_embedding_dim or widths[0] * 4
         for field in ("downsample_type", "upsample_type"):
-            if c[field] not in ("conv", "resnet"):
-                raise one_of(field, c[field], "conv", "resnet")
+            choose(field, c[field], {"conv": None, "resnet": None})
+        if c.time_embedding_type == "learned" and c.num_train_timesteps is None:
+            raise ConfigError("Learned timesteps have a number.", where="num_train_timesteps", expected="an int")
         self.conv_in = nn.Conv2d(c.in_channels, first, 3, padding=1)
-        time_dim = first
-        if c.time_embedding_type == "positional":
-            self.time_proj: nn.Module = Timesteps(first, c.flip_sin_to_cos, c.freq_shift)
-        elif c.time_embedding_type == "fourier":
-            self.time_proj, time_dim = GaussianFourierProjection(first, scale=16, log=True), 2 * first
-        elif c.time_embedding_type == "learned":
-            if c.num_train_timesteps is None:
-                raise ConfigError("Learned timesteps have a number.", where="num_train_timesteps", expected="an int")
-            self.time_proj = nn.Embedding(c.num_train_timesteps, first)
-        else:
-            raise one_of("time_embedding_type", c.time_embedding_type, "positional", "fourier", "learned")
-        self.time_embedding = TimestepEmbedding(time_dim, temb_channels)
-        self.class_embedding: nn.Module | None = None
-        if c.class_embed_type == "timestep":
-            self.class_embedding = TimestepEmbedding(time_dim, temb_channels)
-        elif c.class_embed_type == "identity":
-            self.class_embedding = nn.Identity()
-        elif c.class_embed_type is not None:
-            raise one_of("class_embed_type", c.class_embed_type, None, "timestep", "identity")
-        elif c.num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(c.num_class_embeds, temb_channels)
+        times = {
+            "positional": lambda: Timesteps(first, c.flip_sin_to_cos, c.freq_shift),
+            "fourier": lambda: GaussianFourierProjection(first, scale=16, log=True),
+            "learned": lambda: nn.Embedding(c.num_train_timesteps, first),
+        }
+        self.time_proj = choose("time_embedding_type", c.time_embedding_type, times)()
+        time_dim = 2 * first if c.time_embedding_type == "fourier" else first
+        self.time_embedding = TimestepEmbedding(time_dim, width)
+        classes = {
+            None: lambda: None if c.num_class_embeds is None else nn.Embedding(c.num_class_embeds, width),
+            "timestep": lambda: TimestepEmbedding(time_dim, width),
+            "identity": nn.Identity,
+        }
+        self.class_embedding = choose("class_embed_type", c.class_embed_type, classes)()
 
-        levels = [
-            Level.of(
-                c,
-                i,
-                temb_channels=temb_channels,
-                layers=c.layers_per_block,
-                resample=c.downsample_type if i < n - 1 else None,
-                head_dim=c.attention_head_dim or widths[i],
-            )
-            for i in range(n)
-        ]
-        self.down_blocks = nn.ModuleList(map(down_block, c.down_block_types, levels))
-        self.mid_block = None
+        head_dims = [c.attention_head_dim or channels for channels in widths]
+        levels = down_levels(c, width, c.downsample_type, layers=per_block(c, "layers_per_block"), head_dim=head_dims)
+        middle = None
         if c.mid_block_type is not None:
-            plain = c.resnet_time_scale_shift == "default"
-            groups = c.attn_norm_num_groups or (c.norm_num_groups or quarter(widths[-1]) if plain else None)
-            scale = {"resnet_out_scale_factor": c.mid_block_scale_factor}
-            middle = replace(levels[-1], layers=1, attention_groups=groups, **scale)
-            self.mid_block = MidBlock("self" if c.add_attention else "", middle)
-        self.up_blocks = nn.ModuleList(map(up_block, c.up_block_types, up_levels(levels, c.upsample_type)))
-        self.conv_norm_out = nn.GroupNorm(c.norm_num_groups or quarter(first), first, eps=c.norm_eps)
-        self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(first, c.out_channels, 3, padding=1)
+            groups = c.attn_norm_num_groups or (c.norm_num_groups if c.resnet_time_scale_shift == "default" else None)
+            level = replace(levels[-1], layers=1, attention_groups=groups, resnet_out_scale_factor=c.mid_block_scale_factor)
+            middle = MidBlock("self" if c.add_attention else "", level)
+        self.build_blocks(c, levels, middle, up_levels(levels, c.upsample_type), "silu", 3)
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, *, attend: Attend | None = None
@@ -144,40 +210,8 @@ class UNet2DModel(UNet):
         Raises:
             InputError: an argument that is missing or does not fit the configuration.
         """
-        self._check(sample, self.conv_in.in_channels)
-        x = 2 * sample - 1 if self.config.center_input_sample else sample
-        t = as_batch(timestep, x)
-        temb = self.time_embedding(self.time_proj(t).to(self.dtype))
-        if (class_labels is None) != (self.class_embedding is None):
-            wanted = "a tensor of classes" if class_labels is None else "None: the network knows no classes"
-            raise InputError("Classes do not fit.", where="class_labels", got=class_labels, expected=wanted)
-        if self.class_embedding is not None and class_labels is not None:
-            if self.config.class_embed_type == "timestep":
-                class_labels = self.time_proj(class_labels).to(self.dtype)
-            temb = temb + self.class_embedding(class_labels).to(self.dtype)
-        cond = Conditions(temb, attend=attend or self.attend)
-
-        picture: Tensor | None = x
-        x = self.conv_in(x)
-        skips = [x]
-        for block in self.down_blocks:
-            if isinstance(block, SkipDownBlock):
-                x, new, picture = self._run(block, x, cond, picture)
-            else:
-                x, new = self._run(block, x, cond)
-            skips += new
-        if self.mid_block is not None:
-            x = self._run(self.mid_block, x, cond)
-        picture = None
-        for block in self.up_blocks:
-            skips, taken = skips[: -len(block.resnets)], skips[-len(block.resnets) :]
-            if isinstance(block, SkipUpBlock):
-                x, picture = self._run(block, x, taken, cond, picture)
-            else:
-                x = self._run(block, x, taken, cond, skips[-1].shape[-2:] if skips else None)
-        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
-        if picture is not None:
-            x = x + picture
-        if self.config.time_embedding_type == "fourier":
-            x = x / t.reshape(-1, 1, 1, 1)
-        return x
+        x = self.centred(sample)
+        if class_labels is not None and self.class_embedding is None:
+            raise InputError("This network knows no classes.", where="class_labels", got=class_labels, expected="None")
+        x = self.through(x, Conditions(self.embed(x, timestep, class_labels), attend=attend or self.attend))
+        return x / as_batch(timestep, x).reshape(-1, 1, 1, 1) if self.config.time_embedding_type == "fourier" else x

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import numbers
 import os
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin, get_type_hints
 
@@ -22,16 +21,16 @@ from ..errors import ConfigError, InputError
 from ..outputs import Output
 from . import process
 
-__all__ = ["BetaConfig", "Device", "KarrasScheduler", "Prediction", "Scheduler", "SchedulerOutput", "Spacing", "Stepped", "Timestep"]
+__all__ = ["Device", "KarrasScheduler", "Scheduler", "SchedulerOutput", "SigmaScheduler", "Stepped", "Timestep", "options"]
 
 Device = torch.device | str | None
 PathLike = str | os.PathLike[str]
 Timestep = Tensor | float
-Prediction = Literal["epsilon", "sample", "v_prediction"]
-Spacing = Literal["linspace", "leading", "trailing"]
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+LEADING, LINSPACE = ("leading", "linspace", "trailing"), ("linspace", "leading", "trailing")  # the default spacing first
 LARGEST_TABLE = 1_000_000  # a file may ask for any number; this bounds what it costs
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-_hints = functools.cache(get_type_hints)
 
 
 @dataclass
@@ -50,7 +49,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(hint))
     if get_origin(hint) is Literal:
-        return isinstance(value, (str, numbers.Integral)) and value in get_args(hint)
+        return isinstance(value, (str, numbers.Integral, types.NoneType)) and value in get_args(hint)
     if hint is bool:
         return value is None or isinstance(value, (bool, np.bool_))
     if hint in (int, float):
@@ -63,8 +62,8 @@ class Scheduler(Configurable):
     """Timesteps of a run, and one step of it: `set_timesteps(n)`, then `step(out, t, x).prev_sample` for each t of `timesteps`.
 
     `step` takes the network's output and the sample, (B, C, ...) both, and an item of `timesteps`; a `generator` (or one for each row) makes
-    its noise, and `return_dict=False` gives a tuple. What belongs to a run lives in plain attributes that are replaced, never changed in
-    place: `copy.copy(scheduler)` is an independent run over the same configuration and tables.
+    its noise, and `return_dict=False` gives a tuple. It replaces attributes and never changes them in place: `copy.copy(scheduler)` is an
+    independent run over the same configuration and tables.
 
     Attributes:
         timesteps: descending, (steps,), on the device given to `set_timesteps`; the whole table before.
@@ -94,8 +93,9 @@ class Scheduler(Configurable):
     def _assemble(self, config: Config) -> None:
         """Check the configuration, then build tables and the timesteps that hold before `set_timesteps`."""
         self.config = config
-        for name, hint in ((name, _hints(type(config))[name]) for name in config.names()):
-            value = config[name]
+        hints = get_type_hints(type(config))
+        for name in config.names():
+            value, hint = config[name], hints[name]
             infinite = isinstance(value, float) and math.isinf(value) and value != getattr(type(config), name)
             if infinite or not _fits(value, hint):
                 self._refuse(name, value, ", ".join(getattr(a, "__name__", str(a)) for a in get_args(hint)) or hint.__name__)
@@ -141,11 +141,6 @@ class Scheduler(Configurable):
         return self.config.num_train_timesteps
 
     @property
-    def compatibles(self) -> list[type[Scheduler]]:
-        """The classes that this configuration can be given to, by name."""
-        return [type(self)]
-
-    @property
     def timesteps(self) -> Tensor:
         return self._timesteps
 
@@ -176,43 +171,37 @@ class Scheduler(Configurable):
         self._timesteps, self._numbers = torch.from_numpy(timesteps).to(device), timesteps.tolist()
         self._restart()
 
-    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
-        """The position of a timestep; where it occurs twice the second, so that a run from the middle skips no noise level.
-
-        Raises InputError if it is not in the schedule.
-        """
-        schedule = self._numbers if schedule_timesteps is None else schedule_timesteps.tolist()
+    def index_for_timestep(self, timestep: Timestep) -> int:
+        """The position of a timestep; where it occurs twice the second, so that a run from the middle skips no noise level."""
         value = self.number(timestep)
         if self._timesteps.dtype == torch.float32:
             value = float(np.float32(value))
-        found = [i for i, t in enumerate(schedule) if t == value]
+        found = [i for i, t in enumerate(self._numbers) if t == value]
         if not found:
             return self._absent(value)
         return found[0] if found[0] == 0 else found[min(1, len(found) - 1)]  # a whole run begins at its first step
 
     def _absent(self, timestep: float) -> int:
-        raise self._error(
-            "This timestep is not in the schedule.", "timesteps", timestep, fix="Pass items of timesteps, not their positions."
-        )
+        raise self._error("No timestep of the schedule.", "timesteps", timestep, fix="Pass items of timesteps, not their positions.")
 
     def _position(self, timestep: Timestep) -> int:
         """The position of the step to take: looked up at a run's first step, then counted."""
         if self.step_index is None:
             self.step_index = self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
         if self.step_index >= (steps := len(self._numbers)):
-            got = f"step {self.step_index + 1} of {steps}"
-            raise self._error("The run is over.", "step", got, fix="Call set_timesteps before a new run.")
+            raise self._error("The run is over.", "step", f"{self.step_index + 1} of {steps}", fix="Call set_timesteps before a new run.")
         return self.step_index
 
     def _steps(self, num_inference_steps: int | None, **schedules: Sequence[float] | None) -> int:
         """The number of steps, given itself or as the length of one of the schedules. Raises InputError unless exactly one is given."""
-        options = {"num_inference_steps": num_inference_steps, **schedules}
-        given = [name for name, value in options.items() if value is not None]
+        choices = {"num_inference_steps": num_inference_steps, **schedules}
+        given = [name for name, value in choices.items() if value is not None]
         if len(given) != 1:
-            raise self._error("Exactly one of these is needed.", "set_timesteps", ", ".join(given) or "none", " or ".join(options))
-        steps: Any = options[given[0]] if num_inference_steps is not None else len(schedules[given[0]])  # type: ignore[arg-type]
-        most = LARGEST_TABLE if num_inference_steps is None else self.config.num_train_timesteps
-        if not isinstance(steps, numbers.Integral) or not 1 <= steps <= most:
+            raise self._error("Exactly one of these is needed.", "set_timesteps", ", ".join(given) or "none", " or ".join(choices))
+        steps, most = num_inference_steps, self.config.num_train_timesteps
+        if steps is None:
+            steps, most = len(schedules[given[0]] or ()), LARGEST_TABLE
+        if not isinstance(steps, numbers.Integral) or not 1 <= int(steps) <= most:
             raise self._error("A run cannot have this number of steps.", f"set_timesteps, {given[0]}", steps, f"1 to {most}")
         return int(steps)
 
@@ -243,15 +232,27 @@ class BetaConfig(Config):
     trained_betas: tuple[float, ...] | None = None
 
 
+def options(**defaults: Any) -> type[Config]:
+    """The configuration of betas and these options, in this order. A tuple lists the choices, the default first; None is for a number."""
+    fields: list[tuple[str, Any, Any]] = []
+    for name, value in defaults.items():
+        kind = Literal.__getitem__(value) if isinstance(value, tuple) else float | None if value is None else type(value)
+        fields.append((name, kind, value[0] if isinstance(value, tuple) else value))
+    return make_dataclass("Config", fields, bases=(BetaConfig,), frozen=True, eq=False, repr=False)
+
+
 class KarrasScheduler(Scheduler):
     """A scheduler over the betas of a discrete-time process: x = alpha x0 + sigma eps, alpha^2 = alpha bar, sigma^2 = 1 - alpha bar.
 
-    These schedulers can replace one another. This base is for integer timesteps that index the table.
-
-    Attributes:
-        betas, alphas, alphas_cumprod: (num_train_timesteps,) float32 on the CPU.
-        final_alpha_cumprod: alpha bar of the data itself, where the last step ends.
+    These schedulers can replace one another. `betas`, `alphas` and `alphas_cumprod` are (num_train_timesteps,) float32 on the CPU, and
+    `final_alpha_cumprod` is alpha bar of the data itself, where the last step ends. This base is for integer timesteps that index the table.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Config" in cls.__dict__:  # where pickle finds the class, and what errors call it
+            cls.Config.__module__ = cls.__module__
+            cls.Config.__name__ = cls.Config.__qualname__ = f"{cls.__qualname__}.Config"
 
     def _assemble(self, config: Any) -> None:
         if isinstance(config.trained_betas, (np.ndarray, Tensor)):
@@ -266,16 +267,13 @@ class KarrasScheduler(Scheduler):
 
     @property
     def compatibles(self) -> list[type[Scheduler]]:
+        """The classes that this configuration can be given to, by name."""
         kinds = [getattr(schedulers, name) for name in schedulers.__all__]
         return [kind for kind in kinds if issubclass(kind, KarrasScheduler) and hasattr(kind, "Config")]
 
     def _option(self, name: str, default: Any = False) -> Any:
         """An option of this class, or `default` where it has none (a key that is kept for another class does not count)."""
         return self.config[name] if name in self.config.names() else default
-
-    @property
-    def parameterization(self) -> process.Parameterization:
-        return process.PRESERVING[self.config.prediction_type]
 
     def _spaced(self, steps: int) -> np.ndarray:
         """Descending whole timesteps, by the configured rule: int64 (steps,)."""
@@ -303,7 +301,7 @@ class KarrasScheduler(Scheduler):
 
     def x0_and_eps(self, x: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """x0 and eps from the network's input and output, as `scale_model_input` and `signal_and_noise` give them."""
-        return self.parameterization.x0(out, x, alpha, sigma), self.parameterization.eps(out, x, alpha, sigma)
+        return process.PRESERVING[self.config.prediction_type](out, x, alpha, sigma)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma eps for x0 and noise (B, ...) at timesteps (B,) or (1,) (Ho et al. 2020, eq. 4)."""
@@ -314,3 +312,63 @@ class KarrasScheduler(Scheduler):
         """v = alpha eps - sigma x0, what a network with v_prediction learns (Salimans & Ho 2022, app. D)."""
         alpha, sigma = self.signal_and_noise(timesteps, sample)
         return alpha * noise - sigma * sample
+
+
+class SigmaScheduler(KarrasScheduler):
+    """A run is a row of descending `sigmas`, (steps + 1,), in float32 on the CPU; the sample stays variance-preserving."""
+
+    sigmas: Tensor
+
+    def _assemble(self, config: Any) -> None:
+        super()._assemble(config)
+        if self._option("rescale_betas_zero_snr"):
+            self.alphas_cumprod[-1] = 2**-24  # the smallest float16 above 0: sigma stays finite
+        chosen = [name for name in process.SIGMA_SCHEDULES if self._option(f"use_{name}_sigmas")]
+        if len(chosen) > 1:
+            self._refuse(" and ".join(f"use_{name}_sigmas" for name in chosen), True, "only one of them")
+        for name in ("sigma_min", "sigma_max"):
+            value = getattr(config, name, None)
+            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+                self._refuse(name, value, "above 0")
+        self.sigma_schedule = chosen[0] if chosen else None
+        self.sigma_table = (((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5).numpy()  # ascending, (num_train_timesteps,)
+        self._lay_out(np.arange(config.num_train_timesteps, dtype=np.float32)[::-1].copy(), self.sigma_table[::-1], None, end=0)
+
+    def split(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) of the sample that the network sees, whose ratio sigma / alpha is the given sigma."""
+        alpha = 1 / (sigma**2 + 1) ** 0.5
+        return alpha, sigma * alpha
+
+    def _sigmas_at(self, timesteps: np.ndarray) -> np.ndarray:
+        return np.interp(timesteps, np.arange(len(self.sigma_table)), self.sigma_table)
+
+    def _by_schedule(self, high: float, low: float, n: int) -> np.ndarray:
+        """n sigmas by the chosen schedule. Ends that the configuration names win, also those kept for another class."""
+        least, most = (getattr(self.config, name, None) for name in ("sigma_min", "sigma_max"))
+        schedule = process.SIGMA_SCHEDULES[self.sigma_schedule]  # type: ignore[index]
+        return schedule(float(high) if most is None else most, float(low) if least is None else least, n)
+
+    def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: Device, end: float | None = None) -> None:
+        """Make this the schedule of a new run. Sigmas stay on the CPU, where reading them waits for no device."""
+        if end is None:
+            end = self.sigma_table[0] if self._option("final_sigmas_type") == "sigma_min" else 0
+        self.sigmas = torch.from_numpy(np.append(sigmas, end).astype(np.float32))
+        self._install(timesteps, device)
+
+    def _free_timesteps(self, *blocked: str) -> None:
+        """Custom timesteps cannot go with options that choose the timesteps. Raises InputError."""
+        for name in (*(f"use_{schedule}_sigmas" for schedule in process.SIGMA_SCHEDULES), *blocked):
+            if self._option(name):
+                what, fix = "The configuration already chooses the timesteps.", "Pass num_inference_steps instead."
+                raise self._error(what, "set_timesteps, timesteps", f"timesteps, with {name}", fix=fix)
+
+    def _levels(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """Sigmas at timesteps () or (B,), or at the run's position where `set_begin_index` named one: (B, 1, ...)."""
+        if self.begin_index is None:
+            indices = [self.index_for_timestep(t) for t in timesteps.reshape(-1).tolist()]
+        else:
+            indices = [self.begin_index if self.step_index is None else self.step_index] * timesteps.numel()
+        return self.sigmas[indices].to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+    def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self._levels(timesteps, like))

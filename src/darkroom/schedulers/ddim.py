@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from ..core.random import Generators, randn
-from .base import BetaConfig, Device, KarrasScheduler, Prediction, Spacing, Stepped, Timestep
-from .process import PRESERVING
+from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options
 
 __all__ = ["DDIMScheduler"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class DDIMConfig(BetaConfig):
-    clip_sample: bool = True
-    set_alpha_to_one: bool = True
-    steps_offset: int = 0
-    prediction_type: Prediction = "epsilon"
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    clip_sample_range: float = 1.0
-    sample_max_value: float = 1.0
-    timestep_spacing: Spacing = "leading"
-    rescale_betas_zero_snr: bool = False
 
 
 class DDIMScheduler(KarrasScheduler):
     """Denoising diffusion implicit models (Song et al. 2021)."""
 
-    Config = DDIMConfig
+    Config = options(
+        clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type=PREDICTIONS, thresholding=False, dynamic_thresholding_ratio=0.995,
+        clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing=LEADING, rescale_betas_zero_snr=False,
+    )  # fmt: skip
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` steps."""
@@ -53,7 +39,7 @@ class DDIMScheduler(KarrasScheduler):
         x0, eps = self.x0_and_eps(sample, model_output, alpha, sigma)
         x0 = self.limit(x0)
         if use_clipped_model_output:
-            eps = PRESERVING["sample"].eps(x0, sample, alpha, sigma)
+            eps = (sample - alpha * x0) / sigma
         std = eta * ((1 - bar_prev) / (1 - bar) * (1 - bar / bar_prev)) ** 0.5
         prev = bar_prev**0.5 * x0 + (1 - bar_prev - std**2) ** 0.5 * eps
         if eta > 0:

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.random import Generators, randn
-from .base import BetaConfig, Device, KarrasScheduler, Prediction, Spacing, Stepped, Timestep
+from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options
 
 __all__ = ["DDPMScheduler"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class DDPMConfig(BetaConfig):
-    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"] = "fixed_small"
-    clip_sample: bool = True
-    prediction_type: Prediction = "epsilon"
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    clip_sample_range: float = 1.0
-    sample_max_value: float = 1.0
-    timestep_spacing: Spacing = "leading"
-    steps_offset: int = 0
-    rescale_betas_zero_snr: bool = False
 
 
 class DDPMScheduler(KarrasScheduler):
     """Denoising diffusion probabilistic models (Ho et al. 2020, algorithm 2; learned variances: Nichol & Dhariwal 2021)."""
 
-    Config = DDPMConfig
+    Config = options(
+        variance_type=("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"), clip_sample=True,
+        prediction_type=PREDICTIONS, thresholding=False, dynamic_thresholding_ratio=0.995, clip_sample_range=1.0, sample_max_value=1.0,
+        timestep_spacing=LEADING, steps_offset=0, rescale_betas_zero_snr=False,
+    )  # fmt: skip
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, timesteps: list[int] | None = None) -> None:
         """Lay out a run of `num_inference_steps`, or at the given `timesteps`, which descend inside the table."""
-        steps = self._steps(num_inference_steps, timesteps=timesteps)
-        if timesteps is None:
-            self.num_inference_steps = steps
-            return self._install(self._spaced(steps), device)
-        chosen, table = np.array(timesteps, dtype=np.int64), self.config.num_train_timesteps
-        if chosen[0] >= table or chosen[-1] < 0 or (np.diff(chosen) >= 0).any():
+        steps, table = self._steps(num_inference_steps, timesteps=timesteps), self.config.num_train_timesteps
+        chosen = self._spaced(steps) if timesteps is None else np.array(timesteps, dtype=np.int64)
+        if timesteps is not None and (chosen[0] >= table or chosen[-1] < 0 or (np.diff(chosen) >= 0).any()):
             expected = f"descending, from at most {table - 1} to at least 0"
             raise self._error("Timesteps that cannot be followed.", "set_timesteps, timesteps", chosen.tolist(), expected)
-        return self._install(chosen, device)
+        self.num_inference_steps = steps
+        self._install(chosen, device)
 
     def previous_timestep(self, timestep: Timestep) -> int:
         """The timestep that follows in the run; -1 after the last."""
@@ -78,7 +63,7 @@ class DDPMScheduler(KarrasScheduler):
                 raise self._error("The network predicts no variance.", "step, model_output", f"{got} channels", expected)
             model_output, learned = model_output.split(channels, dim=1)
         alpha = bar / bar_prev
-        x0 = self.limit(self.parameterization.x0(model_output, sample, bar**0.5, (1 - bar) ** 0.5))
+        x0 = self.limit(self.x0_and_eps(sample, model_output, bar**0.5, (1 - bar) ** 0.5)[0])
         prev = bar_prev**0.5 * (1 - alpha) / (1 - bar) * x0 + alpha**0.5 * (1 - bar_prev) / (1 - bar) * sample
         if self.number(timestep) > 0:
             noise = randn(model_output.shape, generator, model_output.device, model_output.dtype)

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.random import Generators, randn
-from .base import BetaConfig, Device, Spacing, Stepped, Timestep
-from .process import PRESERVING, flow_split, sigma_to_t, spaced, split
-from .sigma import SigmaScheduler
+from .base import LINSPACE, PREDICTIONS, SIGMAS, Device, SigmaScheduler, Stepped, Timestep, options
+from .process import sigma_to_t, spaced
 
 __all__ = ["DPMSolverMultistepScheduler"]
 
 # names of other solvers, found in files that several schedulers share
 FOREIGN = {"deis": "dpmsolver++", "logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"}
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class DPMSolverMultistepConfig(BetaConfig):
-    solver_order: Literal[1, 2, 3] = 2
-    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "epsilon"
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
-    algorithm_type: Literal["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"] = "dpmsolver++"
-    solver_type: Literal["midpoint", "heun"] = "midpoint"
-    lower_order_final: bool = True
-    euler_at_final: bool = False
-    use_karras_sigmas: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
-    use_lu_lambdas: bool = False
-    use_flow_sigmas: bool = False
-    flow_shift: float = 1.0
-    final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
-    lambda_min_clipped: float = -float("inf")
-    variance_type: Literal["learned", "learned_range"] | None = None
-    timestep_spacing: Spacing = "linspace"
-    steps_offset: int = 0
-    rescale_betas_zero_snr: bool = False
-    use_dynamic_shifting: bool = False
-    time_shift_type: Literal["exponential"] = "exponential"
 
 
 class DPMSolverMultistepScheduler(SigmaScheduler):
@@ -53,7 +25,13 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
     `model_outputs` are the last predictions (x0, or eps without ++), oldest first.
     """
 
-    Config = DPMSolverMultistepConfig
+    Config = options(
+        solver_order=(2, 1, 3), prediction_type=(*PREDICTIONS, "flow_prediction"), thresholding=False, dynamic_thresholding_ratio=0.995,
+        sample_max_value=1.0, algorithm_type=("dpmsolver++", "dpmsolver", "sde-dpmsolver", "sde-dpmsolver++"), solver_type=("midpoint", "heun"),
+        lower_order_final=True, euler_at_final=False, **SIGMAS, use_lu_lambdas=False, use_flow_sigmas=False, flow_shift=1.0,
+        final_sigmas_type=("zero", "sigma_min"), lambda_min_clipped=-math.inf, variance_type=(None, "learned", "learned_range"),
+        timestep_spacing=LINSPACE, steps_offset=0, rescale_betas_zero_snr=False, use_dynamic_shifting=False, time_shift_type=("exponential",),
+    )  # fmt: skip
 
     def _assemble(self, config: Any) -> None:
         foreign = {k: FOREIGN[str(config[k])] for k in ("algorithm_type", "solver_type") if str(config[k]) in FOREIGN}
@@ -65,13 +43,15 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
             self._refuse("prediction_type", "flow_prediction", "use_flow_sigmas=True with it")
         if config.use_lu_lambdas and self.sigma_schedule != "karras":
             self.sigma_schedule = "lu"
-        self.split = flow_split if config.use_flow_sigmas else split
-        self.alpha_t, self.sigma_t = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
-        self.lambda_t = self.alpha_t.log() - self.sigma_t.log()
+        self.lambda_t = self.alphas_cumprod.sqrt().log() - (1 - self.alphas_cumprod).sqrt().log()
 
     def _restart(self) -> None:
         super()._restart()
         self.model_outputs: tuple[Tensor, ...] = ()
+
+    def split(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """For flows, a straight path from data (sigma = 0) to noise (sigma = 1)."""
+        return (1 - sigma, sigma) if self.config.use_flow_sigmas else super().split(sigma)
 
     def _absent(self, timestep: float) -> int:
         return len(self._numbers) - 1
@@ -119,18 +99,15 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         if config.variance_type is not None and config.prediction_type == "epsilon":
             model_output = model_output[:, : sample.shape[1]]
         alpha, sigma = self.split(self.sigmas[self.step_index])
+        x0, eps = self.x0_and_eps(sample, model_output, alpha, sigma)
         if config.algorithm_type.endswith("++"):
-            return self.limit(self.parameterization.x0(model_output, sample, alpha, sigma))
-        eps = self.parameterization.eps(model_output, sample, alpha, sigma)
-        if not config.thresholding:
-            return eps
-        x0 = self.limit(PRESERVING["epsilon"].x0(eps, sample, alpha, sigma))
-        return PRESERVING["sample"].eps(x0, sample, alpha, sigma)
+            return self.limit(x0)
+        return (sample - alpha * self.limit((sample - sigma * eps) / alpha)) / sigma if config.thresholding else eps
 
     def _order(self, index: int) -> int:
         """The order of the step at this position: what the history allows, and less at the end, where high orders are unstable."""
-        config, left, steps = self.config, len(self._numbers) - index, len(self._numbers)
-        early = config.lower_order_final and steps < 15
+        config, left = self.config, len(self._numbers) - index
+        early = config.lower_order_final and len(self._numbers) < 15
         if left == 1 and (early or config.euler_at_final or config.final_sigmas_type == "zero"):
             return 1
         return min(config.solver_order, len(self.model_outputs), 2 if left == 2 and early else 3)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from .base import BetaConfig, Device, KarrasScheduler, Prediction, Spacing, Stepped, Timestep
+from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options
 
 __all__ = ["PNDMScheduler"]
 
 # by order: the divisor, and the weights from the newest prediction on
 ADAMS_BASHFORTH = {2: (2, (3, -1)), 3: (12, (23, -16, 5)), 4: (24, (55, -59, 37, -9))}
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PNDMConfig(BetaConfig):
-    skip_prk_steps: bool = False
-    set_alpha_to_one: bool = False
-    prediction_type: Prediction = "epsilon"
-    timestep_spacing: Spacing = "leading"
-    steps_offset: int = 0
 
 
 class PNDMScheduler(KarrasScheduler):
@@ -32,7 +22,7 @@ class PNDMScheduler(KarrasScheduler):
     `ets` are the last predictions, oldest first, and `counter` the steps taken in this run.
     """
 
-    Config = PNDMConfig
+    Config = options(skip_prk_steps=False, set_alpha_to_one=False, prediction_type=PREDICTIONS, timestep_spacing=LEADING, steps_offset=0)
 
     def _restart(self) -> None:
         super()._restart()
@@ -51,8 +41,7 @@ class PNDMScheduler(KarrasScheduler):
             what, where = "Too few steps for the Runge-Kutta start.", "set_timesteps, num_inference_steps"
             raise self._error(what, where, n, "at least 4", "Take more steps, or set skip_prk_steps=True.")
         else:
-            middle = base[:4] + self.config.num_train_timesteps // n // 2
-            stages = np.stack([middle, base[:4]], 1).ravel()[1:]
+            stages = np.stack([base[:4] + self.config.num_train_timesteps // n // 2, base[:4]], 1).ravel()[1:]  # with points between
             self.prk_timesteps, plms = stages.repeat(2)[1:-1], base[3:]
         self.num_inference_steps = n
         self._install(np.concatenate([self.prk_timesteps, plms]), device)
@@ -90,6 +79,6 @@ class PNDMScheduler(KarrasScheduler):
     def _transfer(self, x: Tensor, t: int, t_prev: int, out: Tensor) -> Tensor:
         """x along its eps from one timestep to another (Liu et al. 2022, eq. 9, with a difference of roots turned into a sum)."""
         bar, bar_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
-        eps = self.parameterization.eps(out, x, bar**0.5, (1 - bar) ** 0.5)
+        eps = self.x0_and_eps(x, out, bar**0.5, (1 - bar) ** 0.5)[1]
         divisor = bar * (1 - bar_prev) ** 0.5 + (bar * (1 - bar) * bar_prev) ** 0.5
         return (bar_prev / bar) ** 0.5 * x - (bar_prev - bar) * eps / divisor

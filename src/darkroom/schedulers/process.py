@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,18 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, MissingDependencyError
 
-__all__ = [
-    "EXPLODING",
-    "PRESERVING",
-    "SIGMA_SCHEDULES",
-    "Parameterization",
-    "betas",
-    "flow_split",
-    "sigma_to_t",
-    "spaced",
-    "split",
-    "zero_snr",
-]
+__all__ = ["EXPLODING", "PRESERVING", "SIGMA_SCHEDULES", "betas", "sigma_to_t", "spaced", "zero_snr"]
 
 
 def _following(alpha_bar: Callable[[float], float], n: int) -> Tensor:
@@ -68,24 +56,12 @@ def zero_snr(betas: Tensor) -> Tensor:
 
 
 def spaced(spacing: str, n: int, table: int, offset: int = 0) -> np.ndarray:
-    """n descending timesteps of a table, by one of the three rules of Lin et al. 2023, table 2; "linspace" does not round.
-
-    "leading" takes the first timestep of each of n equal parts and adds `offset`, "trailing" takes the last.
+    """n descending timesteps of a table, by the rules of Lin et al. 2023, table 2: "leading" takes the first of each of n equal parts and adds
+    `offset`, "trailing" takes the last, "linspace" spreads them evenly and does not round.
     """
     if spacing == "linspace":
         return np.linspace(0, table - 1, n)[::-1]
     return np.arange(n)[::-1] * (table // n) + offset if spacing == "leading" else np.arange(table, 0, -table / n).round() - 1
-
-
-def _karras(high: float, low: float, n: int) -> np.ndarray:
-    """Equal steps in sigma^(1/7) (Karras et al. 2022, eq. 5)."""
-    high, low = high ** (1 / 7), low ** (1 / 7)
-    return (high + np.linspace(0, 1, n) * (low - high)) ** 7.0
-
-
-def _exponential(high: float, low: float, n: int) -> np.ndarray:
-    """Equal steps in log sigma."""
-    return np.exp(np.linspace(math.log(high), math.log(low), n))
 
 
 def _lu(high: float, low: float, n: int) -> np.ndarray:
@@ -104,8 +80,13 @@ def _beta(high: float, low: float, n: int) -> np.ndarray:
     return low + betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, n)) * (high - low)
 
 
-# (highest sigma, lowest sigma, n) -> n descending sigmas
-SIGMA_SCHEDULES = {"karras": _karras, "exponential": _exponential, "beta": _beta, "lu": _lu}
+SIGMA_SCHEDULES: dict[str, Callable[[float, float, int], np.ndarray]] = {  # (highest sigma, lowest sigma, n) -> n descending sigmas
+    # equal steps in sigma^(1/7) (Karras et al. 2022, eq. 5)
+    "karras": lambda high, low, n: (high ** (1 / 7) + np.linspace(0, 1, n) * (low ** (1 / 7) - high ** (1 / 7))) ** 7.0,
+    "exponential": lambda high, low, n: np.exp(np.linspace(math.log(high), math.log(low), n)),
+    "beta": _beta,
+    "lu": _lu,
+}
 
 
 def sigma_to_t(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -116,21 +97,13 @@ def sigma_to_t(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:
     return (1 - w) * i + w * (i + 1)
 
 
-class Parameterization(NamedTuple):
-    """What follows from a prediction: both functions take (out, x, alpha, sigma)."""
-
-    x0: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    eps: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-_SAMPLE = Parameterization(lambda out, x, a, s: out, lambda out, x, a, s: (x - a * out) / s)
-PRESERVING = {
-    "epsilon": Parameterization(lambda out, x, a, s: (x - s * out) / a, lambda out, x, a, s: out),
-    "sample": _SAMPLE,
-    "original_sample": _SAMPLE,
+PRESERVING: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {  # (out, x, alpha, sigma) -> (x0, eps)
+    "epsilon": lambda out, x, a, s: ((x - s * out) / a, out),
+    "sample": lambda out, x, a, s: (out, (x - a * out) / s),
+    "original_sample": lambda out, x, a, s: (out, (x - a * out) / s),
     # v = alpha eps - sigma x0 (Salimans & Ho 2022, app. D); for flows v = eps - x0 (Lipman et al. 2023)
-    "v_prediction": Parameterization(lambda out, x, a, s: a * x - s * out, lambda out, x, a, s: a * out + s * x),
-    "flow_prediction": Parameterization(lambda out, x, a, s: x - s * out, lambda out, x, a, s: x + a * out),
+    "v_prediction": lambda out, x, a, s: (a * x - s * out, a * out + s * x),
+    "flow_prediction": lambda out, x, a, s: (x - s * out, x + a * out),
 }
 EXPLODING: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # (out, x, sigma) -> x0; eps is (x - x0) / sigma
     "epsilon": lambda out, x, s: x - s * out,
@@ -138,14 +111,3 @@ EXPLODING: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # (out, x,
     "original_sample": lambda out, x, s: out,
     "v_prediction": lambda out, x, s: out * (-s / (s**2 + 1) ** 0.5) + x / (s**2 + 1),
 }
-
-
-def split(sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(alpha, sigma) of the variance-preserving process whose ratio sigma / alpha is the given sigma."""
-    alpha = 1 / (sigma**2 + 1) ** 0.5
-    return alpha, sigma * alpha
-
-
-def flow_split(sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(alpha, sigma) of a straight path from data (sigma = 0) to noise (sigma = 1)."""
-    return 1 - sigma, sigma

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import ConfigError, InputError
 from ..inputs import Inputs, field
-from ..media import crop_region, image_count, image_to_tensor, mask_to_tensor, overlay
+from ..media import crop_region, image_size, image_to_tensor, mask_to_tensor, overlay
 from ..random import randn
 from ..types import Run
 from .image2image import Image2ImageInputs, encode_image, first, from_strength
@@ -44,7 +44,6 @@ class Inpaint(Text2Image):
         for name in ("image", "mask_image"):
             if getattr(inputs, name) is None:
                 raise InputError("A picture is missing.", where=name, expected="PIL, numpy, tensor or list")
-            image_count(getattr(inputs, name))
         if inputs.padding_mask_crop is not None:
             from PIL.Image import Image
 
@@ -54,15 +53,11 @@ class Inpaint(Text2Image):
                     raise InputError("Cropping needs a PIL picture.", where=name, got=kind, expected="PIL.Image.Image")
             if inputs.output_type != "pil":
                 raise InputError("Cropping gives PIL pictures.", where="output_type", got=inputs.output_type, expected="pil")
-        picture, mask = _size(inputs.image), _size(inputs.mask_image)
-        if picture != mask and pipe.codec.channels(pipe) != _channels(inputs.image):
-            raise InputError(
-                "The mask has another size than the picture.",
-                where="mask_image",
-                got=f"{mask[0]} x {mask[1]} pixels (width x height)",
-                expected=f"{picture[0]} x {picture[1]} pixels",
-                fix="Resize the mask to the picture.",
-            )
+        picture, mask = image_size(inputs.image), image_size(inputs.mask_image, "mask_image")
+        latents = isinstance(inputs.image, Tensor) and inputs.image.shape[-3:-2] == (pipe.codec.channels(pipe),)
+        if picture != mask and not latents:
+            got, expected = (f"{width} x {height} pixels (width x height)" for width, height in (mask, picture))
+            raise InputError("The mask has another size than the picture.", where="mask_image", got=got, expected=expected)
 
     def start(self, pipe: Any, run: Run) -> None:
         inputs, codec = run.inputs, pipe.codec
@@ -132,18 +127,3 @@ class Inpaint(Text2Image):
         width, height = images[0].size
         box = crop_region(inputs.mask_image, width, height, pad=inputs.padding_mask_crop)
         return [overlay(inputs.mask_image, inputs.image, image, box) for image in images]
-
-
-def _channels(image: Any) -> int | None:
-    return image.shape[-3] if isinstance(image, Tensor) and image.ndim > 2 else None
-
-
-def _size(image: Any) -> tuple[int, int]:
-    """Width and height of the first picture of an input, in pixels."""
-    one = image[0] if isinstance(image, (list, tuple)) else image
-    if hasattr(one, "convert"):
-        return one.size
-    if isinstance(one, Tensor):
-        return one.shape[-1], one.shape[-2]
-    rows = one.ndim == 4 or (one.ndim == 3 and one.shape[-1] not in (1, 3, 4))
-    return (one.shape[2], one.shape[1]) if rows else (one.shape[1], one.shape[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +11,7 @@ from torch import Tensor, nn
 from ...errors import InputError
 from .resnet import activation
 
-__all__ = [
-    "AttentionPooling",
-    "GaussianFourierProjection",
-    "ImageHintTimeEmbedding",
-    "ImageProjection",
-    "ImageTimeEmbedding",
-    "TextImageProjection",
-    "TextImageTimeEmbedding",
-    "TextTimeEmbedding",
-    "TimestepEmbedding",
-    "Timesteps",
-]
+__all__ = ["GaussianFourierProjection", "TextTimeEmbedding", "TimestepEmbedding", "Timesteps"]
 
 
 class Timesteps(nn.Module):
@@ -70,8 +58,8 @@ class TimestepEmbedding(nn.Module):
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         if cond is not None:
             if self.cond_proj is None:
-                fits = "None, or a network whose config sets time_cond_proj_dim"
-                raise InputError("No such condition.", where="timestep_cond", got=tuple(cond.shape), expected=fits)
+                fix = "Leave it out; only networks whose config sets time_cond_proj_dim take it."
+                raise InputError("No such condition.", where="timestep_cond", got=tuple(cond.shape), expected="None", fix=fix)
             x = x + self.cond_proj(cond)
         return self.post_act(self.linear_2(self.act(self.linear_1(x))))
 
@@ -106,71 +94,3 @@ class TextTimeEmbedding(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         return self.norm2(self.proj(self.pool(self.norm1(text))))
-
-
-class TextImageTimeEmbedding(nn.Module):
-    """Pooled text and image embeddings as an addend to the timestep embedding (Kandinsky 2.1)."""
-
-    def __init__(self, text_dim: int, image_dim: int, out_dim: int):
-        super().__init__()
-        self.text_proj = nn.Linear(text_dim, out_dim)
-        self.text_norm = nn.LayerNorm(out_dim)
-        self.image_proj = nn.Linear(image_dim, out_dim)
-
-    def forward(self, text: Tensor, image: Tensor) -> Tensor:
-        return self.image_proj(image) + self.text_norm(self.text_proj(text))
-
-
-class ImageTimeEmbedding(nn.Module):
-    """An image embedding (B, C) as an addend to the timestep embedding (Kandinsky 2.2)."""
-
-    def __init__(self, image_dim: int, out_dim: int):
-        super().__init__()
-        self.image_proj = nn.Linear(image_dim, out_dim)
-        self.image_norm = nn.LayerNorm(out_dim)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.image_norm(self.image_proj(image))
-
-
-class ImageHintTimeEmbedding(ImageTimeEmbedding):
-    """The same with a picture (B, 3, 8H, 8W) as a hint: 4 more channels of the sample (Kandinsky 2.2 ControlNet)."""
-
-    def __init__(self, image_dim: int, out_dim: int):
-        super().__init__(image_dim, out_dim)
-        layers: list[nn.Module] = []
-        widths = (3, 16, 16, 32, 32, 96, 96, 256)
-        for i, (before, after) in enumerate(pairwise(widths)):
-            layers += [nn.Conv2d(before, after, 3, padding=1, stride=2 if i in (2, 4, 6) else 1), nn.SiLU()]
-        self.input_hint_block = nn.Sequential(*layers, nn.Conv2d(256, 4, 3, padding=1))
-
-    def hint(self, picture: Tensor) -> Tensor:
-        return self.input_hint_block(picture)  # (B, 4, H, W)
-
-
-class TextImageProjection(nn.Module):
-    """A context of ten image tokens and the projected text (Kandinsky 2.1)."""
-
-    def __init__(self, text_dim: int, image_dim: int, context_dim: int, tokens: int = 10):
-        super().__init__()
-        self.tokens = tokens
-        self.image_embeds = nn.Linear(image_dim, tokens * context_dim)
-        self.text_proj = nn.Linear(text_dim, context_dim)
-
-    def forward(self, text: Tensor, image: Tensor) -> Tensor:
-        image = self.image_embeds(image).unflatten(-1, (self.tokens, -1))  # (B, 10, C)
-        return torch.cat([image, self.text_proj(text)], 1)  # (B, 10 + M, C)
-
-
-class ImageProjection(nn.Module):
-    """A context of 32 tokens made from an image embedding (Kandinsky 2.2)."""
-
-    def __init__(self, image_dim: int, context_dim: int, tokens: int = 32):
-        super().__init__()
-        self.tokens = tokens
-        self.image_embeds = nn.Linear(image_dim, tokens * context_dim)
-        self.norm = nn.LayerNorm(context_dim)
-
-    def forward(self, image: Tensor) -> Tensor:
-        image = self.image_embeds(image.to(self.image_embeds.weight.dtype))
-        return self.norm(image.unflatten(-1, (self.tokens, -1)))  # (B, 32, C)
