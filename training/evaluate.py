@@ -1,4 +1,4 @@
-"""Measure the bundled checkpoint: `python training/evaluate.py`. Fixed seeds, 25 steps, guidance 5.
+"""Measure the bundled checkpoint: `python training/evaluate.py`. Fixed seeds, 25 steps, guidance 2.5.
 
 A hundred captions are drawn from the trained ones. For each picture the glyphs, trained and held out, are ordered by the squared
 distance of their slightly blurred pixels. Counted is whether the captioned glyph, or one that differs from it in skin tone alone, is the
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ASSET)
     parser.add_argument("--out", type=Path, default=WORK / "evaluation")
-    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--guidance", type=float, default=2.5)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--count", type=int, default=100, help="captions drawn from the trained ones")
     parser.add_argument("--card", action="store_true", help="write the model card beside the weights")

@@ -57,7 +57,7 @@ class Family(DiffusionPipeline):
 
     codec: ClassVar[LatentCodec]
     task: ClassVar[Any]
-    tasks: ClassVar[Mapping[str, Task]] = {}  # tasks that a picture among the arguments switches to, by name
+    tasks: ClassVar[Mapping[str, Task]] = {}  # tasks that a further argument switches to, by its name
     terms: ClassVar[Sequence[Any]] = ()
     inputs: ClassVar[type[Inputs]] = CallInputs
     arguments: ClassVar[Mapping[str, str]] = {}  # positional arguments in order, by name of the task
@@ -158,12 +158,8 @@ class Family(DiffusionPipeline):
             raise InputError("Timesteps are given twice.", where="timesteps, sigmas", expected="one of the two")
         for name in custom:
             if name not in inspect.signature(scheduler.set_timesteps).parameters:
-                raise InputError(
-                    "This scheduler does not take a schedule of one's own.",
-                    where=name,
-                    got=type(scheduler).__name__,
-                    expected="a scheduler whose set_timesteps has this argument, such as EulerDiscreteScheduler",
-                )
+                got, expected = type(scheduler).__name__, "one whose set_timesteps has this argument, such as EulerDiscreteScheduler"
+                raise InputError("This scheduler takes no schedule of one's own.", where=name, got=got, expected=expected)
         if custom:
             scheduler.set_timesteps(**custom, device=self.device)
         else:
@@ -178,11 +174,11 @@ class Family(DiffusionPipeline):
         rows = self.count(inputs)
         self.check(inputs)
         self.task.check(self, inputs, rows)
-        allowed = self.callback_tensors + (("mask", "masked_image_latents") if self.task.name == "inpaint" else ())
+        allowed = (*self.callback_tensors, *self.task.tensors)
         unknown = [n for n in inputs.callback_on_step_end_tensor_inputs if n not in allowed]
         if unknown:
             raise InputError("No such tensor.", where="callback_on_step_end_tensor_inputs", got=unknown, expected=", ".join(allowed))
-        guidance = inputs.guidance or self.guidance(inputs)
+        guidance = copy.deepcopy(inputs.guidance) or self.guidance(inputs)  # terms keep what they record, so a call has its own
         cond = self.encode(inputs, guidance.needs_negative)
         run = Run(inputs, rows, guidance.prepare(cond, self), scheduler=copy.copy(self.scheduler))
         self.task.start(self, run)
@@ -208,9 +204,8 @@ class Family(DiffusionPipeline):
     @classmethod
     @functools.cache
     def with_task(cls, name: str) -> type[Family]:
-        """This family, with these terms, at another of its tasks."""
-        title = f"{cls.__name__}[{name}]"
-        return type(title, (cls,), {"task": cls.tasks[name], "terms": cls.terms, "__doc__": cls.__doc__})
+        """This family, with these terms, at the task that belongs to an argument."""
+        return type(f"{cls.__name__}[{name}]", (cls,), {"task": cls.tasks[name], "terms": cls.terms})
 
 
 class RunView:
@@ -250,24 +245,17 @@ def _call_of(call_signature: inspect.Signature) -> Any:
     """The `__call__` of a class with this signature."""
 
     def __call__(self: Family, *args: Any, **kwargs: Any) -> Any:
-        pipe = self
-        wanted = next((n for n in ("mask_image", "image") if kwargs.get(n) is not None), None)
-        if wanted and wanted not in call_signature.parameters:
-            task = {"mask_image": "inpaint", "image": "image2image"}[wanted]
-            if task in self.tasks:
+        for name in self.tasks:
+            if kwargs.get(name) is not None and name not in call_signature.parameters:
                 pipe = copy.copy(self)
-                pipe.__class__ = type(self).with_task(task)
+                pipe.__class__ = type(self).with_task(name)
                 return pipe(*args, **kwargs)
         try:
             bound = call_signature.bind(self, *args, **kwargs)
         except TypeError as error:
-            known = [n for n in call_signature.parameters if n != "self"]
-            raise InputError(
-                "These arguments do not fit the call.", where=type(self).__name__, got=str(error), expected=", ".join(known)
-            ) from None
-        arguments = dict(bound.arguments)
-        arguments.pop("self")
-        return self.generate(self.Inputs(**arguments))
+            where, known = type(self).__name__, ", ".join([*call_signature.parameters][1:])
+            raise InputError("These arguments do not fit the call.", where=where, got=str(error), expected=known) from None
+        return self.generate(self.Inputs(**{n: v for n, v in bound.arguments.items() if n != "self"}))
 
     __call__.__signature__ = call_signature  # type: ignore[attr-defined]
     __call__.__doc__ = "Make pictures. `help(type(pipe).Inputs)` and the command line list what each argument means."

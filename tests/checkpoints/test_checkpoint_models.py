@@ -77,9 +77,8 @@ def test_component_names(name: str) -> None:
 
 
 def test_bad_index(tmp_path: Path) -> None:
-    for bad in ({"_class_name": 3}, {"_class_name": ["a"]}, {"unet": ["diffusers", None]}):
-        with pytest.raises(CheckpointError):
-            ModelIndex.parse(bad)
+    with pytest.raises(CheckpointError):
+        ModelIndex.parse({"unet": ["diffusers", None]})
     with pytest.raises(CheckpointError, match=r"model_index\.json"):
         ModelIndex.read(tmp_path)
 

@@ -274,13 +274,6 @@ def test_in_and_out_is_the_identity():
     same(media.tensor_to_images(media.image_to_tensor(image))[0], image)
 
 
-def test_image_count():
-    pil, batch = picture(8, 8), array(3, 8, 8, 3)
-    assert [media.image_count(v) for v in (pil, [pil, pil], batch, batch[0], [batch, batch], torch.zeros(5, 3, 8, 8))] == [
-        1, 2, 3, 1, 6, 5,
-    ]  # fmt: skip
-
-
 def test_image_size():
     """Width and height, however the pictures come."""
     pil, batch, tensor = picture(20, 30), array(2, 30, 20, 3), torch.zeros(2, 3, 30, 20)

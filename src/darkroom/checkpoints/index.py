@@ -29,21 +29,18 @@ _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # what transformers r
 class ModelIndex:
     """The contents of model_index.json.
 
-    `class_name` is the pipeline's class, or [module, class] for one that lies in the folder. `components` maps a name to (library, class), or to
-    None where the checkpoint goes without. `options` are the other values, without those whose names begin with an underscore.
+    `class_name` is as the file has it, which may be no name. `components` maps a name to (library, class), or to None where the checkpoint goes
+    without. `options` are the other values, without those whose names begin with an underscore.
     """
 
-    class_name: str | list[str] | None
+    class_name: Any
     components: dict[str, tuple[str, str] | None] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, content: dict[str, Any], where: object = INDEX_NAME) -> ModelIndex:
         """Raises CheckpointError for a component name that is no plain name, and for an entry that names no class."""
-        name = content.get("_class_name")
-        if not (name is None or isinstance(name, str) or (isinstance(name, list) and [type(v) for v in name] == [str, str])):
-            raise CheckpointError("A pipeline class that is no name.", where=f"{where}, _class_name", got=name, expected="a string")
-        index = cls(name)
+        index = cls(content.get("_class_name"))
         for key, value in content.items():
             if key.startswith("_") and not key.startswith("__"):
                 continue
@@ -76,25 +73,6 @@ def is_transformers(cls: object) -> bool:
     return issubclass(cls, tuple(getattr(transformers, base) for base in _BASES))
 
 
-def _refuse(name: str, library: str, class_name: str) -> CheckpointError:
-    got, fix = f"[{library[:80]}, {class_name[:80]}]", f"Load it yourself and pass it as {name}=, or {name}=None to go without."
-    expected = "a network or scheduler of darkroom, or a model, tokenizer or processor of transformers"
-    return CheckpointError("A component of a class that darkroom does not know.", where=name, got=got, expected=expected, fix=fix)
-
-
-def _from_transformers(name: str, class_name: str) -> type:
-    import transformers
-
-    with quiet_transformers():
-        found = getattr(transformers, class_name, None) if class_name[:1].isalpha() else None
-    if type(found).__name__ == "DummyObject":
-        needs = ", ".join(getattr(found, "_backends", ())) or "another package"
-        raise MissingDependencyError(f"{class_name} needs {needs}.", where=name, fix=f"pip install {needs}")
-    if not isinstance(found, type) or not is_transformers(found):
-        raise _refuse(name, "transformers", class_name)
-    return found
-
-
 def component_class(name: str, library: str, class_name: str) -> type:
     """The class of a component, or of a whole pipeline, as model_index.json names it.
 
@@ -107,17 +85,27 @@ def component_class(name: str, library: str, class_name: str) -> type:
     from .._public import NAMES
 
     class_name = class_name.removeprefix("FlashPack")
-    if library == "transformers":
-        return _from_transformers(name, _RENAMED.get(class_name, class_name))
+    found: Any = None
     filed, module = _FILED.get(class_name, (None, NAMES.get(class_name)))
-    if library in (*_OWN, filed):
+    if library == "transformers":
+        import transformers
+
+        with quiet_transformers():
+            found = getattr(transformers, _RENAMED.get(class_name, class_name), None)
+        if type(found).__name__ == "DummyObject":
+            needs = ", ".join(getattr(found, "_backends", ())) or "another package"
+            raise MissingDependencyError(f"{class_name} needs {needs}.", where=name, fix=f"pip install {needs}")
+        found = found if is_transformers(found) else None
+    elif library in (*_OWN, filed):
         found = getattr(importlib.import_module("darkroom." + module), class_name) if module else None
     else:
         found = getattr(sys.modules.get(library), "__dict__", {}).get(class_name)  # not getattr: a lazy module would import
         if not (isinstance(found, type) and issubclass(found, Configurable)) and not is_transformers(found):
             found = None
     if not isinstance(found, type):
-        raise _refuse(name, library, class_name)
+        got, fix = f"[{library[:80]}, {class_name[:80]}]", f"Load it yourself and pass it as {name}=, or {name}=None to go without."
+        expected = "a network or scheduler of darkroom, or a model, tokenizer or processor of transformers"
+        raise CheckpointError("A component of a class that darkroom does not know.", where=name, got=got, expected=expected, fix=fix)
     return found
 
 

@@ -47,7 +47,6 @@ def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None
     if unknown := sorted(changes.keys() - set(names)):
         raise ConfigError("No such option.", where=f"{cls.__name__}.from_pretrained", got=", ".join(unknown), expected=", ".join(names))
     check_dtype(dtype, "dtype")
-    choice: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors}
     choose = lambda names, folder: component_files(names, where=folder, **choice)  # noqa: E731
     folder = locate(path, files=[cls.config_name], choose=choose, subfolder=subfolder, **hub)
     where = folder / cls.config_name

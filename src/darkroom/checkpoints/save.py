@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["recover", "save_folder_atomic", "save_model", "write_text_atomic"]
 
-_EXCHANGE = 2  # renameat2's RENAME_EXCHANGE
+_AT_CWD, _EXCHANGE = -100, 2  # of renameat2
+DAY = 86400  # seconds
 _DEBRIS = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$")
 
 
@@ -67,21 +69,12 @@ def recover(target: Path) -> Path:
 
 def _exchange(new: Path, target: Path) -> None:
     """Put `new` in the place of the folder `target`; afterwards `new` is the old one."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        renameat2 = None
-    at_cwd = -100
-    if renameat2 is not None and renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(target), _EXCHANGE) == 0:
-        return
-    kept = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")
-    target.rename(kept)
-    try:
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if exchange is None or exchange(_AT_CWD, os.fsencode(new), _AT_CWD, os.fsencode(target), _EXCHANGE) != 0:
+        kept = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")
+        target.rename(kept)  # from here to the next line, `recover` is what keeps the promise
         new.rename(target)
-    except OSError:
-        kept.rename(target)
-        raise
-    kept.rename(new)
+        kept.rename(new)
 
 
 def _link(source: str | Path, copy: str | Path) -> None:
@@ -112,22 +105,12 @@ def _carry_over(old: Path, new: Path, written_anew: bool = False) -> None:
             _link(source, copy)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what saves that were killed have left beside the target; what is younger than a day may be a save at work."""
-    for found in target.parent.glob(glob.escape(target.name) + ".*-*"):
-        if _DEBRIS.search(found.name) and found.is_dir() and time.time() - found.stat().st_mtime > 86400:
-            shutil.rmtree(found, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def save_folder_atomic(target: PathLike) -> Iterator[Path]:
     """A temporary folder beside `target` to write a checkpoint in; on success it takes the target's place at once.
 
-    A crash at any moment leaves the old checkpoint or the new one; an exception leaves the old one. Files that the new checkpoint does not replace
-    stay, such as other variants.
-
-    Raises:
-        CheckpointError: the target is a file, or it or its parent may not be written.
+    A crash at any moment leaves the old checkpoint or the new one, an exception the old one. Files that the new one does not replace stay, such as
+    other variants. Raises CheckpointError if the target is a file, or it or its parent may not be written.
     """
     target = recover(Path(target)).resolve()
     if target.exists() and not target.is_dir():
@@ -137,7 +120,9 @@ def save_folder_atomic(target: PathLike) -> Iterator[Path]:
         if target.is_dir() and not target.stat().st_mode & 0o222:
             raise PermissionError(errno.EACCES, "a read-only folder")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        for found in target.parent.glob(glob.escape(target.name) + ".*-*"):  # left by saves that were killed; a younger one may be at work
+            if _DEBRIS.search(found.name) and found.is_dir() and time.time() - found.stat().st_mtime > DAY:
+                shutil.rmtree(found, ignore_errors=True)
         temporary.mkdir()
         yield temporary
         if target.is_dir():
@@ -156,6 +141,7 @@ def save_folder_atomic(target: PathLike) -> Iterator[Path]:
         raise error if isinstance(error, CheckpointError) else _refused(target, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        recover(target)
 
 
 def _bytes(size: int | str) -> int:
@@ -189,9 +175,7 @@ def save_model(
 ) -> None:
     """What `Model.save_pretrained` does. Weights beyond `max_shard_size` are split over files, with an index.
 
-    Raises:
-        CheckpointError: the folder cannot be written, or the network has no values.
-        InputError: an option has no meaning.
+    Raises CheckpointError if the folder cannot be written or the network has no values, InputError for an option without meaning.
     """
     import torch
     from safetensors.torch import save_file

@@ -31,11 +31,8 @@ _DTYPES = {
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name, on "meta".
 
-    The format's own reader checks that the header is at most 100 MB of well-formed JSON, that dtypes are known, that each shape agrees with its
-    bytes, and that the tensors cover the file without a gap or overlap.
-
-    Raises:
-        CheckpointError: one of these does not hold.
+    Raises CheckpointError where the format's own reader finds that the header is not at most 100 MB of well-formed JSON, a dtype is unknown, a shape
+    disagrees with its bytes, or the tensors do not cover the file without a gap or overlap.
     """
     open_regular(path).close()
     found = {}

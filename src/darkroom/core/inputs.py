@@ -56,20 +56,13 @@ class Inputs:
 
     @staticmethod
     def _check_number(name: str, value: Any, low: float | None, high: float | None, integer: bool) -> None:
-        kind = "a whole number" if integer else "a finite number"
-        span = ""
-        if low is not None and high is not None:
-            span = f" from {low} to {high}"
-        elif low is not None:
-            span = f" of at least {low}"
-        elif high is not None:
-            span = f" of at most {high}"
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a numpy or torch scalar
-            value, number = value.item(), True
-        fits = number and math.isfinite(value) and (not integer or value == int(value))
-        if not (fits and (low is None or value >= low) and (high is None or value <= high)):
-            raise InputError("A number out of range.", where=name, got=value, expected=kind + span)
+        number = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value  # numpy and torch scalars
+        fits = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        fits = fits and (not integer or number == int(number)) and (low is None or number >= low) and (high is None or number <= high)
+        if not fits:
+            bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+            expected = ", ".join(["a whole number" if integer else "a finite number", *bounds])
+            raise InputError("A number out of range.", where=name, got=value, expected=expected)
 
 
 def combine(name: str, parts: Sequence[type[Inputs]], defaults: Mapping[str, Any]) -> type[Inputs]:

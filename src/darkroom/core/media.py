@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["crop_region", "image_count", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "resize_image", "tensor_to_images"]
+__all__ = ["crop_region", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "resize_image", "tensor_to_images"]
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
 
@@ -94,11 +94,6 @@ def tensor_to_images(x: Tensor, output_type: str = "pil") -> Any:
     if output_type == "np":
         return arrays
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in (arrays * 255).round().astype(np.uint8)]
-
-
-def image_count(image: Any) -> int:
-    """How many pictures an input holds: the list's length, or the batch of an array with four dimensions."""
-    return sum(item.shape[0] if getattr(item, "ndim", 0) == 4 else 1 for item in _items(image, "image"))
 
 
 def image_size(image: Any, where: str = "image") -> tuple[int, int]:

@@ -91,7 +91,7 @@ class StableDiffusion(Family):
     size_step = 8
     middle_site = "mid_block.attentions.0.transformer_blocks.0.attn1"
     callback_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
-    tasks = {"image2image": Image2Image(strength=0.8), "inpaint": Inpaint(strength=1.0)}
+    tasks = {"mask_image": Inpaint(strength=1.0), "image": Image2Image(strength=0.8)}
     arguments = {
         "text2image": f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} cross_attention_kwargs guidance_rescale {_END}",
         "image2image": f"prompt image strength num_inference_steps {_PROMPT} {_EMBEDS} cross_attention_kwargs {_END}",

@@ -25,11 +25,7 @@ class AutoModel:
     def from_pretrained(cls, path: str | os.PathLike[str], *, subfolder: str | None = None, **options: Any) -> Any:
         """Load a network from a folder or a hub id.
 
-        Args:
-            subfolder: the component's folder inside it.
-            options: `dtype` (or `torch_dtype`), `variant`, `use_safetensors` and the rest as in `Model.from_pretrained`.
-        Raises:
-            CheckpointError: there is no `config.json`, or it names no class that is known.
+        Options are as in `Model.from_pretrained`. Raises CheckpointError if there is no `config.json`, or it names no class that is known.
         """
         if "torch_dtype" in options:
             options.setdefault("dtype", options.pop("torch_dtype"))

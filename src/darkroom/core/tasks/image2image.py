@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..inputs import Inputs, field
-from ..media import image_count, image_to_tensor
+from ..media import image_to_tensor
 from ..random import randn
 from ..types import Run
-from .text2image import SizeInputs, Text2Image, check_generators, check_size, repeat_to
+from .text2image import SizeInputs, Text2Image, repeat_to
 
 __all__ = ["Image2Image"]
 
@@ -29,13 +29,8 @@ def from_strength(pipe: Any, run: Run, strength: float) -> Tensor:
     order, steps = run.scheduler.order, run.steps
     kept = min(int(steps * strength), steps)
     if kept < 1:
-        raise InputError(
-            "No step remains at this strength.",
-            where="strength",
-            got=f"{strength} with {steps} steps",
-            expected=f"a strength of at least {1 / steps:.3g}",
-            fix="Raise strength or num_inference_steps.",
-        )
+        got, expected = f"{strength} with {steps} steps", f"a strength of at least {1 / steps:.3g}"
+        raise InputError("No step remains.", where="strength", got=got, expected=expected, fix="Raise strength or num_inference_steps.")
     begin = (steps - kept) * order
     run.scheduler.set_begin_index(begin)
     return run.scheduler.timesteps[begin:]
@@ -58,14 +53,8 @@ class Image2Image(Text2Image):
     """Start from a picture with `strength` of the noise. Random numbers: the codec's sample, then the noise."""
 
     name = "image2image"
+    pictures = ("image",)
     inputs: type[Inputs] = Image2ImageInputs
-
-    def check(self, pipe: Any, inputs: Any, rows: int) -> None:
-        check_size(pipe, inputs)
-        check_generators(inputs.generator, rows)
-        if inputs.image is None:
-            raise InputError("A picture to start from is missing.", where="image", expected="PIL, numpy, tensor or list")
-        image_count(inputs.image)
 
     def start(self, pipe: Any, run: Run) -> None:
         inputs, factor = run.inputs, pipe.codec.factor(pipe)

@@ -15,7 +15,7 @@ from ..media import crop_region, image_size, image_to_tensor, mask_to_tensor, ov
 from ..random import randn
 from ..types import Run
 from .image2image import Image2ImageInputs, encode_image, first, from_strength
-from .text2image import Text2Image, check_generators, check_size, latent_size, repeat_to
+from .text2image import Text2Image, latent_size, repeat_to
 
 __all__ = ["Inpaint"]
 
@@ -36,21 +36,18 @@ class Inpaint(Text2Image):
     """
 
     name = "inpaint"
+    pictures = ("image", "mask_image")
+    tensors = ("mask", "masked_image_latents")
     inputs: type[Inputs] = InpaintInputs
 
     def check(self, pipe: Any, inputs: Any, rows: int) -> None:
-        check_size(pipe, inputs)
-        check_generators(inputs.generator, rows)
-        for name in ("image", "mask_image"):
-            if getattr(inputs, name) is None:
-                raise InputError("A picture is missing.", where=name, expected="PIL, numpy, tensor or list")
+        super().check(pipe, inputs, rows)
         if inputs.padding_mask_crop is not None:
             from PIL.Image import Image
 
-            for name in ("image", "mask_image"):
-                if not isinstance(getattr(inputs, name), Image):
-                    kind = type(getattr(inputs, name)).__name__
-                    raise InputError("Cropping needs a PIL picture.", where=name, got=kind, expected="PIL.Image.Image")
+            for name in self.pictures:
+                if not isinstance(value := getattr(inputs, name), Image):
+                    raise InputError("Cropping needs a PIL picture.", where=name, got=type(value).__name__, expected="PIL.Image.Image")
             if inputs.output_type != "pil":
                 raise InputError("Cropping gives PIL pictures.", where="output_type", got=inputs.output_type, expected="pil")
         picture, mask = image_size(inputs.image), image_size(inputs.mask_image, "mask_image")
@@ -64,12 +61,8 @@ class Inpaint(Text2Image):
         factor, channels = codec.factor(pipe), codec.channels(pipe)
         extra = pipe.denoiser.config.in_channels - channels
         if extra not in (0, channels + 1):
-            raise ConfigError(
-                "This denoiser cannot paint into a mask.",
-                where="in_channels",
-                got=pipe.denoiser.config.in_channels,
-                expected=f"{channels}, or {2 * channels + 1} for picture and mask",
-            )
+            expected = f"{channels}, or {2 * channels + 1} for picture and mask"
+            raise ConfigError("This denoiser cannot paint into a mask.", where="in_channels", got=extra + channels, expected=expected)
         run.timesteps = from_strength(pipe, run, inputs.strength)
         height, width = (side * factor for side in latent_size(pipe, inputs))
         crop = None

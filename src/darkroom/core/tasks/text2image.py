@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..inputs import Inputs, field
+from ..media import image_size
 from ..random import randn
 from ..types import Run
 
@@ -26,43 +27,18 @@ def latent_size(pipe: Any, inputs: Any) -> tuple[int, int]:
     """Height and width of the latents that the inputs ask for, by default those that the denoiser was trained on."""
     factor = pipe.codec.factor(pipe)
     size = pipe.denoiser.config.sample_size
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    if inputs.height and inputs.width:
-        height, width = inputs.height // factor, inputs.width // factor
-    elif height is None:
+    height, width = size if isinstance(size, tuple) else (size, size)
+    height, width = inputs.height // factor if inputs.height else height, inputs.width // factor if inputs.width else width
+    if height is None or width is None:
         raise InputError("The checkpoint states no size.", where="height, width", expected="both in pixels")
     return height, width
-
-
-def check_size(pipe: Any, inputs: Any) -> None:
-    factor = max(pipe.codec.factor(pipe), pipe.size_step)
-    for name in ("height", "width"):
-        value = getattr(inputs, name)
-        if value is not None and value % factor:
-            low = max(value // factor, 1) * factor
-            raise InputError(
-                "The size does not divide into latents.",
-                where=name,
-                got=value,
-                expected=f"a multiple of {factor} pixels",
-                fix=f"Use {low} or {low + factor}.",
-            )
-
-
-def check_generators(generator: Any, rows: int) -> None:
-    if isinstance(generator, (list, tuple)) and len(generator) != rows:
-        raise InputError("One generator per picture is needed.", where="generator", got=f"{len(generator)} generators", expected=rows)
 
 
 def repeat_to(x: Tensor, rows: int, where: str) -> Tensor:
     """Repeat (b, ...) to (rows, ...), the whole batch in turn."""
     if rows % x.shape[0]:
-        raise InputError(
-            "The pictures do not share out over the prompts.",
-            where=where,
-            got=f"{x.shape[0]} for {rows} results",
-            expected="a number that divides them",
-        )
+        got = f"{x.shape[0]} for {rows} results"
+        raise InputError("The pictures do not share out over the prompts.", where=where, got=got, expected="a number that divides them")
     return x.repeat(rows // x.shape[0], *[1] * (x.ndim - 1))
 
 
@@ -70,14 +46,28 @@ class Text2Image:
     """Start from noise. Random numbers: the noise."""
 
     name = "text2image"
+    pictures: tuple[str, ...] = ()  # the arguments that hold pictures
+    tensors: tuple[str, ...] = ()  # those of `run.tensors` that callbacks may see
     inputs: type[Inputs] = SizeInputs
 
     def __init__(self, **defaults: Any):
         self.defaults = defaults
 
     def check(self, pipe: Any, inputs: Any, rows: int) -> None:
-        check_size(pipe, inputs)
-        check_generators(inputs.generator, rows)
+        """Raise InputError for sizes, generators and pictures that cannot be used."""
+        factor = max(pipe.codec.factor(pipe), pipe.size_step)
+        for name in ("height", "width"):
+            if (value := getattr(inputs, name)) is not None and value % factor:
+                low = max(value // factor, 1) * factor
+                expected, fix = f"a multiple of {factor} pixels", f"Use {low} or {low + factor}."
+                raise InputError("The size does not divide into latents.", where=name, got=value, expected=expected, fix=fix)
+        if isinstance(inputs.generator, (list, tuple)) and len(inputs.generator) != rows:
+            got = f"{len(inputs.generator)} generators"
+            raise InputError("One generator per picture is needed.", where="generator", got=got, expected=rows)
+        for name in self.pictures:
+            if getattr(inputs, name) is None:
+                raise InputError("A picture is missing.", where=name, expected="PIL, numpy, tensor or list")
+            image_size(getattr(inputs, name), name)
 
     def start(self, pipe: Any, run: Run) -> None:
         run.timesteps = pipe.set_timesteps(run)
