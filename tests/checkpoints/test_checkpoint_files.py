@@ -110,9 +110,9 @@ def test_plan(names: list[str], options: dict, files: list[str], index: str | No
 
 def test_transformers_calls_its_pickles_otherwise() -> None:
     names = ["pytorch_model.bin", "model.safetensors", "pytorch_model.fp16.bin", "flax_model.msgpack"]
-    assert plan(names).files == ("model.safetensors",)
-    assert plan(names, use_safetensors=False).files == ("pytorch_model.bin",)
-    assert plan(names, variant="fp16").files == ("pytorch_model.fp16.bin",)
+    assert plan(names).files == ["model.safetensors"]
+    assert plan(names, use_safetensors=False).files == ["pytorch_model.bin"]
+    assert plan(names, variant="fp16").files == ["pytorch_model.fp16.bin"]
 
 
 def test_plans_that_cannot_be() -> None:

@@ -8,9 +8,8 @@ import os
 import re
 import stat
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import CheckpointError
 
@@ -62,11 +61,10 @@ def open_regular(path: Path) -> BinaryIO:
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """The JSON object in a file of UTF-8 text, with or without a byte-order mark.
 
-    Raises:
-        CheckpointError: the file is missing, longer than `limit` bytes, not UTF-8, not JSON, not an object, or nested too deep.
+    Raises CheckpointError if the file is missing, longer than `limit` bytes, not UTF-8, not JSON, not an object, or nested too deep.
     """
     with open_regular(path) as file:
-        text = file.read(limit + 1)
+        text = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # a buffer of that size is taken at once
     if len(text) > limit:
         raise CheckpointError("A JSON file that is too long.", where=path, expected=f"at most {limit} bytes")
     try:
@@ -91,15 +89,22 @@ def listing(folder: Path) -> list[str]:
         raise CheckpointError("A folder cannot be read.", where=folder, got=error.strerror) from None
 
 
-@dataclass(frozen=True)
-class WeightName:
-    """What the name of a weight file says. `shard` is None, "00001-of-00002" or "index"; `legacy` is the older spelling of a variant."""
+class WeightName(NamedTuple):
+    """What the name of a weight file says."""
 
-    stem: str
+    stem: str  # "diffusion_pytorch_model", or "model" for transformers
     variant: str | None
-    ext: str
-    shard: str | None
-    legacy: bool
+    ext: str  # "safetensors" or "bin"
+    shard: str | None  # such as "00001-of-00002", or "index"
+    legacy: bool  # the older spelling of a variant
+
+
+class Plan(NamedTuple):
+    """The weight files of one component, as names relative to its folder."""
+
+    files: list[str]
+    index: str | None
+    format: str  # "safetensors" or "bin"
 
 
 def parse_weight_name(name: str) -> WeightName | None:
@@ -120,25 +125,11 @@ def available_variants(names: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted({w.variant for name in names if (w := parse_weight_name(name)) and w.variant and w.shard != "index"}))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The weight files of one component, as names relative to its folder; `format` is "safetensors" or "bin"."""
-
-    files: tuple[str, ...]
-    index: str | None
-    format: str
-
-
 def plan(names: Collection[str], *, variant: str | None = None, use_safetensors: bool | None = None, where: object = "weights") -> Plan:
-    """Choose the weight files of one component.
+    """Choose the weight files of one component from the names in its folder.
 
-    Args:
-        names: the files of the component's folder, relative to it.
-        variant: such as "fp16". `variant in available_variants(names)` tells beforehand whether there is one.
-        use_safetensors: True: nothing else; False: `.bin` files; None: safetensors if there are any.
-        where: the component, for messages.
-    Raises:
-        CheckpointError: there are no such files, or a shard is missing. It lists the variants that exist.
+    `use_safetensors` True takes nothing else, False takes `.bin` files, None safetensors if there are any; `where` is for messages. Raises
+    CheckpointError if there are no such files, with the variants that exist, or if a shard is missing.
     """
     named = {name: w for name in sorted(names) if (w := parse_weight_name(name))}
     stem = min((w.stem for w in named.values()), default="model")  # what diffusers writes goes before what transformers writes
@@ -152,11 +143,11 @@ def plan(names: Collection[str], *, variant: str | None = None, use_safetensors:
             for total in sorted({str(shard)[-5:] for shard in shards}, reverse=True):
                 wanted = [f"{i:05d}-of-{total}" for i in range(1, int(total) + 1)]
                 if shards.keys() >= set(wanted):
-                    return Plan(tuple(shards[shard] for shard in wanted), index, ext)
+                    return Plan([shards[shard] for shard in wanted], index, ext)
             if not single:
                 raise CheckpointError("A shard of the weights is missing.", where=where, got=", ".join(shards.values()))
         if single:
-            return Plan((single,), None, ext)
+            return Plan([single], None, ext)
     variants = ", ".join(
         [*available_variants(named), *(["none (leave variant out)"] if any(not w.variant for w in named.values()) else [])]
     )
@@ -182,16 +173,10 @@ def component_files(names: Collection[str], **choice: Any) -> list[str]:
 def pipeline_files(
     paths: Collection[str], components: Collection[str], *, variant: str | None = None, use_safetensors: bool | None = None
 ) -> list[str]:
-    """Of the files of a pipeline's folder, those that are needed to load it.
+    """Of the files of a pipeline's folder, relative to it and with "/", those that are needed to load these components.
 
     A component without files of the variant falls back to the plain ones, as long as one component has it. One without a folder of its own has
-    its files in the root.
-
-    Args:
-        paths: all files of the pipeline's folder, relative to it, with "/".
-        components: the names that are to be loaded.
-    Raises:
-        CheckpointError: there is no plan for a component, or no component has the variant.
+    its files in the root. Raises CheckpointError if there is no plan for a component, or no component has the variant.
     """
     root = [path for path in paths if "/" not in path]
     needed = [path for path in root if any(fnmatch.fnmatch(path, pattern) for pattern in _TEXT) and not parse_weight_name(path)]

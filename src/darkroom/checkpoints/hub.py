@@ -58,13 +58,10 @@ def locate(path_or_id: PathLike, *, files: Collection[str], choose: Choice | Non
     """The local folder of a checkpoint, joined with `subfolder`.
 
     Args:
-        path_or_id: a folder, taken as it is, or a hub id ("name" or "org/name").
+        path_or_id: a folder, taken as it is, or a hub id ("name" or "org/name"). CheckpointError if there is neither.
         files: what to fetch of a hub repository first, relative to `subfolder`.
-        choose: what is needed besides, of the same commit: from the names in the folder, relative to it, and the folder that `files` are in. It is
-            called for local folders too, for its errors.
+        choose: (names in the folder, the folder with `files`) -> what else is needed. Called for local folders too, for its errors.
         hub: `HUB_OPTIONS`. `revision`, a branch, tag or commit, is resolved to a commit once. What the hub does not answer, the cache does.
-    Raises:
-        CheckpointError: there is no such folder and no such repository, or it cannot be fetched.
     """
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     root, repo_id = recover(Path(path_or_id)), ""
@@ -89,11 +86,9 @@ def locate(path_or_id: PathLike, *, files: Collection[str], choose: Choice | Non
 
 
 def download_pipeline(path_or_id: PathLike, *, skip: Collection[str] = (), choice: Mapping[str, Any] = {}, **hub: Any) -> Path:
-    """The local folder of a pipeline: the folder itself, or a snapshot with the files that `pipeline_files` chooses; see `locate`.
+    """The local folder of a pipeline: the folder itself, or a snapshot with the files that `pipeline_files` chooses.
 
-    Args:
-        skip: components that the caller brings; their files are not fetched.
-        choice: `variant` and `use_safetensors`, see `plan`.
+    `skip` are components that the caller brings: their files are not fetched. `choice` is `variant` and `use_safetensors`; `hub` as for `locate`.
     """
 
     def choose(names: list[str], folder: Path) -> list[str]:

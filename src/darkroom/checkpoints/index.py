@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,8 @@ from typing import Any
 from ..config import Configurable
 from ..errors import CheckpointError, MissingDependencyError
 from .files import read_json
-from .quiet import quiet_transformers
 
-__all__ = ["INDEX_NAME", "ModelIndex", "component_class", "is_transformers", "library_of"]
+__all__ = ["INDEX_NAME", "ModelIndex", "building", "component_class", "is_transformers", "library_of", "quiet_transformers"]
 
 INDEX_NAME = "model_index.json"
 _OWN = ("diffusers", "darkroom")
@@ -23,6 +25,8 @@ _FILED = {  # classes that the layout files under the name of a pipeline's modul
 }
 _BASES = ("PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin", "BaseImageProcessor")
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # what transformers renamed
+# transformers swaps the default dtype and torch.nn.init of the whole process while it builds: networks are built one at a time
+building = threading.RLock()
 
 
 @dataclass
@@ -64,6 +68,22 @@ class ModelIndex:
         return cls.parse(read_json(path), path)
 
 
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hold `building`; until the end transformers logs errors only and shows no progress bars."""
+    from transformers.utils import logging
+
+    with building:
+        before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging._tqdm_active = False  # disable_progress_bar() would also switch the hub's bars, which are the user's
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before[0])
+            logging._tqdm_active = before[1]
+
+
 def is_transformers(cls: object) -> bool:
     """Whether a class is a model, tokenizer or processor in the sense of transformers."""
     if not isinstance(cls, type) or not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
@@ -76,11 +96,8 @@ def is_transformers(cls: object) -> bool:
 def component_class(name: str, library: str, class_name: str) -> type:
     """The class of a component, or of a whole pipeline, as model_index.json names it.
 
-    A class of your own is found if its module has been imported before. Nothing is imported because a file asks for it.
-
-    Raises:
-        CheckpointError: no table knows the pair.
-        MissingDependencyError: transformers has the class but lacks a package for it.
+    A class of your own is found if its module has been imported before. Nothing is imported because a file asks for it. Raises CheckpointError for
+    a pair that no table knows, MissingDependencyError where transformers lacks a package for the class.
     """
     from .._public import NAMES
 

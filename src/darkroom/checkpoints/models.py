@@ -14,8 +14,7 @@ from ..errors import CheckpointError, ConfigError, DarkroomError, InputError
 from ..models.base import Model
 from .files import PathLike, available_variants, component_files, listing, plan, read_json, weight_paths
 from .hub import HUB_OPTIONS, locate
-from .index import is_transformers
-from .quiet import building, quiet_transformers
+from .index import building, is_transformers, quiet_transformers
 from .weights import Weights, load_weights
 
 __all__ = ["check_dtype", "load_component", "load_model"]
@@ -33,12 +32,8 @@ def check_dtype(dtype: object, where: str) -> None:
 def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None, dtype: torch.dtype | None = None, **options: Any) -> Any:
     """A network of class `cls` from a folder or hub id, on the CPU, in eval mode; see `Model.from_pretrained`.
 
-    The tensors are compared with the configuration before any memory is taken for them.
-
-    Raises:
-        CheckpointError: the folder, its configuration or its weights cannot be used; a tensor is missing or has another shape.
-        ConfigError: an option that is none of the hub's and none of the class.
-        InputError: a dtype that networks do not compute in.
+    The tensors are compared with the configuration before any memory is taken for them. Raises CheckpointError if the folder, its configuration or
+    its weights cannot be used, ConfigError for an option that is none of the hub's and none of the class, InputError for a dtype.
     """
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
     choice = {name: options.pop(name) for name in ("variant", "use_safetensors") if name in options}
@@ -62,12 +57,9 @@ def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None
     except Exception as error:  # a value of the file that the class cannot use
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"The configuration does not describe a {cls.__name__}.", where=where, got=reason) from error
-    foreign = sorted(name for name in model.config.extra if not name.startswith("_"))
-    if foreign:
+    if foreign := sorted(name for name in model.config.extra if not name.startswith("_")):
         logger.warning("%s: options that %s does not know are kept: %s", where, cls.__name__, ", ".join(foreign)[:300])
-    load_weights(
-        model, weights, dtype=dtype or torch.float32, keep_in_float32=cls.keep_in_float32, rename=cls.rename_key, where=folder
-    )  # fmt: skip
+    load_weights(model, weights, dtype=dtype or torch.float32, keep_in_float32=cls.keep_in_float32, rename=cls.rename_key, where=folder)
     return model.eval()
 
 
@@ -77,11 +69,10 @@ def _transformers_model(cls: Any, folder: Path, dtype: torch.dtype | None, varia
     if safe:
         Weights(files)  # for the errors, which name the file
     read_json(folder / "config.json")
-    options = {} if dtype is None else {"dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     with quiet_transformers():
-        model, report = cls.from_pretrained(
-            folder, variant=variant, use_safetensors=safe, local_files_only=True, output_loading_info=True, **options
-        )
+        options |= {"variant": variant, "use_safetensors": safe, "local_files_only": True, "output_loading_info": True}
+        model, report = cls.from_pretrained(folder, **options)
     if missing := sorted(map(str, report["missing_keys"])):
         raise CheckpointError(f"{len(missing)} tensors are not in the weight files.", where=files[0], got=", ".join(missing[:5]))
     return model.eval()
@@ -101,11 +92,8 @@ def load_component(
 ) -> Any:
     """One component out of its folder: a network (on the CPU, in eval mode), scheduler, tokenizer or processor.
 
-    Args:
-        dtype: None: float32 for darkroom's networks, what their configuration says for those of transformers.
-        variant: the plain weights are taken where the component has none of it; `choice` is `use_safetensors`, see `plan`.
-    Raises:
-        CheckpointError: names the component and the file.
+    Without a `dtype` darkroom's networks are float32, those of transformers what their configuration says. The plain weights are taken where there
+    are none of the variant. `choice` is `use_safetensors`. Raises CheckpointError, which names the component and the file.
     """
     try:
         names = listing(folder)

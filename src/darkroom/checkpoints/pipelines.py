@@ -59,13 +59,11 @@ def load_pipeline(
         if not issubclass(cls, DiffusionPipeline):
             raise CheckpointError("Not a pipeline class.", where=where, got=index.class_name)
     names, optional, defaults = cls.component_names(), cls.optional_names(), cls.option_defaults()
-    unknown = sorted(given.keys() - {*names, *defaults} - _IGNORED)
-    if unknown:
+    if unknown := sorted(given.keys() - {*names, *defaults} - _IGNORED):
         raise InputError("No such component or option.", where=f"{cls.__name__}.from_pretrained", got=unknown, expected=list(names))
     values = {n: v for n, v in given.items() if n in names}
     wanted = {n: entry for n in names if n not in values and (entry := index.components.get(n)) is not None}
-    missing = [n for n in names if n not in wanted and values.get(n) is None and n not in optional]
-    if missing:
+    if missing := [n for n in names if n not in wanted and values.get(n) is None and n not in optional]:
         fix = "Pass them as keyword arguments, or load the class that the checkpoint names."
         where, got = f"{cls.__name__} from {folder / INDEX_NAME}", ", ".join(sorted(wanted)) or "none"
         raise CheckpointError("Components are missing.", where=where, got=got, expected=", ".join(missing), fix=fix)
@@ -99,14 +97,12 @@ def save_pipeline(pipe: DiffusionPipeline, folder: PathLike, **options: Any) -> 
     content = {k: list(v) if isinstance(v, tuple) else v for k, v in pipe.config.items() if not k.startswith("_")}
     with save_folder_atomic(folder) as target:
         for name, component in sorted(pipe.components.items()):
-            if component is None:
-                continue
             component = getattr(component, "_orig_mod", component)
-            if not hasattr(component, "save_pretrained"):
+            if hasattr(component, "save_pretrained"):
+                takes = inspect.signature(component.save_pretrained).parameters
+                component.save_pretrained(target / name, **{k: v for k, v in options.items() if k in takes and v is not None})
+            elif component is not None:
                 logger.warning(f"{name}: a {type(component).__name__} cannot be saved; it is left out of the checkpoint")
                 content[name] = [None, None]
-                continue
-            takes = inspect.signature(component.save_pretrained).parameters
-            component.save_pretrained(target / name, **{k: v for k, v in options.items() if k in takes and v is not None})
         content |= {"_class_name": type(pipe).__name__, "_diffusers_version": FORMAT_VERSION}
         (target / INDEX_NAME).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -132,13 +132,8 @@ def load_weights(
     Names and shapes are compared by the headers first. A tensor that already has its final dtype stays mapped to the file; the others are cast in
     chunks by several threads. A non-persistent buffer is in no file: build it with an explicit `device="cpu"`.
 
-    Args:
-        dtype: of floating-point tensors; None keeps the file's.
-        keep_in_float32: parts of dotted names that become float32 whatever `dtype` is.
-        rename: the module's name of a tensor that the file calls otherwise.
-        where: the component, for messages.
-    Raises:
-        CheckpointError: tensors are missing, two have one name, or one has another shape or kind than the module's.
+    Floating-point tensors become `dtype`, or stay what they are if it is None; those with a part of `keep_in_float32` in their dotted names become
+    float32. `rename` gives the module's name of a tensor that the file may call otherwise; `where` is for messages. Raises CheckpointError if tensors are missing, two have one name, or one has another shape or kind than the module's.
     """
     state = module.state_dict(keep_vars=True)
     tied: dict[int, list[str]] = defaultdict(list)  # the names of one tensor
@@ -151,8 +146,7 @@ def load_weights(
             raise CheckpointError("Two tensors of one name.", where=where, got=f"{sources[target][:80]}, {name[:80]}", expected=target)
         sources[target] = name
     extra = sources.keys() - state.keys()
-    missing = [name for name, own in state.items() if sources.keys().isdisjoint(tied[id(own)])]
-    if missing:
+    if missing := [name for name, own in state.items() if sources.keys().isdisjoint(tied[id(own)])]:
         fix = f"The files have other names: {_some(extra)}" if extra else "Fetch the files again, or correct the configuration."
         raise CheckpointError(f"{len(missing)} tensors are not in the weight files.", where=where, got=_some(missing), fix=fix)
     targets = {source: target for target, source in sources.items() if target in state}
@@ -182,7 +176,6 @@ def load_weights(
                 for place in tied[id(own)]:
                     owner, _, leaf = place.rpartition(".")
                     setattr(module.get_submodule(owner), leaf, tensor)
-    empty = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
-    if empty:
+    if empty := [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]:
         fix = 'Build non-persistent buffers with an explicit device="cpu".'
         raise DarkroomError("Tensors that no file holds were left without values.", where=where, got=_some(empty), fix=fix)
