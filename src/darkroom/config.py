@@ -68,9 +68,7 @@ class Config(Mapping[str, Any]):
         return new
 
     def __getitem__(self, name: str) -> Any:
-        if name in self.names():
-            return getattr(self, name)
-        return self.extra[name]
+        return getattr(self, name) if name in self.names() else self.extra[name]
 
     def __getattr__(self, name: str) -> Any:  # only called for what is not a field
         if not name.startswith("__") and name in self.__dict__.get("extra", ()):
@@ -112,13 +110,8 @@ class Configurable:
     def _configure(cls, *args: Any, **options: Any) -> Any:
         unknown = sorted(set(options) - set(cls.Config.names()))
         if unknown:
-            raise ConfigError(
-                "An option that this class does not have.",
-                where=cls.__name__,
-                got=", ".join(unknown),
-                expected=", ".join(cls.Config.names()),
-                fix="Check the spelling; to keep keys of a foreign file, use from_config.",
-            )
+            got, expected, fix = ", ".join(unknown), ", ".join(cls.Config.names()), "To keep keys of a foreign file, use from_config."
+            raise ConfigError("An option that this class does not have.", where=cls.__name__, got=got, expected=expected, fix=fix)
         return cls.Config.parse(options, *args)
 
     @classmethod

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 __all__ = ["Output"]
 
 
-class Output:
+class Output(Mapping[Any, Any]):
     """A dataclass whose fields are also items: `out.sample`, `out["sample"]`, `out[0]` and `(sample,) = out.to_tuple()`.
 
     A field that is None does not count for indexes, keys and tuples.
@@ -22,15 +22,6 @@ class Output:
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(self._present().values())
 
-    def keys(self) -> list[str]:
-        return list(self._present())
-
-    def values(self) -> list[Any]:
-        return list(self._present().values())
-
-    def items(self) -> list[tuple[str, Any]]:
-        return list(self._present().items())
-
     def __getitem__(self, key: Any) -> Any:
         return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
 
@@ -39,6 +30,3 @@ class Output:
 
     def __len__(self) -> int:
         return len(self._present())
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._present()

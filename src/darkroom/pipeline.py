@@ -298,13 +298,9 @@ class DiffusionPipeline:
                 values[name] = copy.copy(component) if isinstance(component, Configurable) else component
         missing = [n for n in names if values.get(n) is None and n not in optional]
         if missing:
-            raise InputError(
-                "The source lacks components that this pipeline needs.",
-                where=f"{cls.__name__}.from_pipe({type(pipeline).__name__})",
-                got=", ".join(sorted(values)),
-                expected=", ".join(missing),
-                fix="Pass them as keyword arguments.",
-            )
+            where, fix = f"{cls.__name__}.from_pipe({type(pipeline).__name__})", "Pass them as keyword arguments."
+            got, expected = ", ".join(sorted(values)), ", ".join(missing)
+            raise InputError("The source lacks components that this pipeline needs.", where=where, got=got, expected=expected, fix=fix)
         defaults = cls.option_defaults()
         known = {**vars(pipeline), **{n.lstrip("_"): v for n, v in pipeline.config.items()}}
         kept = {n: known.get(n, default) for n, default in defaults.items()}

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
@@ -99,11 +100,12 @@ class WeightName(NamedTuple):
     legacy: bool  # the older spelling of a variant
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """The weight files of one component, as names relative to its folder."""
 
     files: list[str]
-    index: str | None
+    index: str | None  # type: ignore[assignment]
     format: str  # "safetensors" or "bin"
 
 

@@ -1,4 +1,4 @@
-"""model_index.json: which components a pipeline has, and which class each of them is. Classes come from fixed tables only."""
+"""model_index.json, and the classes that it names, which come from fixed tables only; how transformers is kept to itself."""
 
 from __future__ import annotations
 

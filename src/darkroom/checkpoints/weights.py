@@ -133,7 +133,8 @@ def load_weights(
     chunks by several threads. A non-persistent buffer is in no file: build it with an explicit `device="cpu"`.
 
     Floating-point tensors become `dtype`, or stay what they are if it is None; those with a part of `keep_in_float32` in their dotted names become
-    float32. `rename` gives the module's name of a tensor that the file may call otherwise; `where` is for messages. Raises CheckpointError if tensors are missing, two have one name, or one has another shape or kind than the module's.
+    float32. `rename` gives the module's name of a tensor that the file may call otherwise; `where` is for messages. Raises CheckpointError if
+    tensors are missing, two have one name, or one has another shape or kind than the module's.
     """
     state = module.state_dict(keep_vars=True)
     tied: dict[int, list[str]] = defaultdict(list)  # the names of one tensor

@@ -12,14 +12,10 @@ __all__ = ["LatentCodec", "Pixels", "ScaledCodec"]
 
 
 class LatentCodec(Protocol):
-    """Encodes pictures (B, 3, 8H, 8W) in [-1, 1] to latents (B, C, H, W) and back, with the components of `pipe`."""
+    """Encodes pictures (B, 3, fH, fW) in [-1, 1] to latents (B, C, H, W) and back; f is `factor`, C is `channels`."""
 
-    def factor(self, pipe: Any) -> int:
-        """Pixels per latent along each side."""
-
-    def channels(self, pipe: Any) -> int:
-        """C of the latents."""
-
+    def factor(self, pipe: Any) -> int: ...
+    def channels(self, pipe: Any) -> int: ...
     def encode(self, pipe: Any, pixels: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor: ...
     def decode(self, pipe: Any, latents: Tensor) -> Tensor: ...
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["encode_text", "guidance_embedding", "per_image", "prompt_list"]
+__all__ = ["encode_text", "guidance_embedding", "prompt_list"]
 
 logger = logging.getLogger("darkroom")
 _TOKENIZING = threading.Lock()  # a fast tokenizer keeps its padding and truncation settings in itself
@@ -51,11 +51,6 @@ def encode_text(
         raise InputError("The encoder has fewer layers.", where="clip_skip", got=clip_skip, expected=f"0 to {len(states) - 1}")
     inner = getattr(encoder, "text_model", encoder)
     return inner.final_layer_norm(states[-(clip_skip + 1)])
-
-
-def per_image(x: Tensor, count: int) -> Tensor:
-    """Repeat each row `count` times: (B, M, d) -> (B count, M, d)."""
-    return x.repeat_interleave(count, 0)
 
 
 def guidance_embedding(scale: Tensor, dim: int) -> Tensor:

@@ -17,7 +17,7 @@ from ..core.tasks import Image2Image, Inpaint, Text2Image
 from ..core.types import Branch, Conditioning, Run
 from ..errors import InputError
 from ..family import CallInputs, Family, ImagePipelineOutput
-from .clip import encode_text, guidance_embedding, per_image, prompt_list
+from .clip import encode_text, guidance_embedding, prompt_list
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -102,12 +102,9 @@ class StableDiffusion(Family):
     def __init__(self, *args: Any, **values: Any):
         super().__init__(*args, **values)
         if self.safety_checker is not None and self.feature_extractor is None:
-            raise InputError(
-                "The safety checker sees pictures through a feature extractor, which is missing.",
-                where="feature_extractor",
-                expected="a CLIPImageProcessor",
-                fix="Pass one, or go without a checker: safety_checker=None.",
-            )
+            what = "The safety checker sees pictures through a feature extractor, which is missing."
+            fix = "Pass one, or go without a checker: safety_checker=None."
+            raise InputError(what, where="feature_extractor", expected="a CLIPImageProcessor", fix=fix)
         if self.safety_checker is None and self.requires_safety_checker:
             logger.warning(
                 f"{type(self).__name__} runs without its safety checker (safety_checker=None): its results are unfiltered. Keep to the "
@@ -165,7 +162,7 @@ class StableDiffusion(Family):
             prompts = prompt_list(prompt, "prompt")
             prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts, device=device, clip_skip=clip_skip)
         rows = prompt_embeds.shape[0]
-        prompt_embeds = per_image(prompt_embeds.to(device, dtype), num_images_per_prompt)
+        prompt_embeds = prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
         if not do_classifier_free_guidance:
             return prompt_embeds, None
         if negative_prompt_embeds is None:
@@ -173,7 +170,7 @@ class StableDiffusion(Family):
             texts = texts * rows if len(texts) == 1 else texts
             # layers are never skipped here: checkpoints are used so
             negative_prompt_embeds = encode_text(self.tokenizer, self.text_encoder, texts, device=device, warn=False)
-        return prompt_embeds, per_image(negative_prompt_embeds.to(device, dtype), num_images_per_prompt)
+        return prompt_embeds, negative_prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
         scale_dim = self.unet.config.time_cond_proj_dim

@@ -24,7 +24,7 @@ __all__ = ["UNet", "UNet2DConfig", "UNet2DModel", "UNet2DOutput"]
 
 
 class UNet(Model):
-    """A network of blocks on the way down, in the middle and on the way up. `build` makes the embeddings, then calls `build_blocks`."""
+    """A network of blocks on the way down, in the middle and on the way up. `build` makes the embeddings, then calls `_build_blocks`."""
 
     gradient_checkpointing: bool = False
     concat_classes: bool = False  # the class goes beside the timestep, it is not added
@@ -34,7 +34,7 @@ class UNet(Model):
     time_embedding: TimestepEmbedding
     class_embedding: nn.Module | None
 
-    def build_blocks(self, c: Config, down: list[Level], middle: MidBlock | None, up: list[Level], act_fn: str, out_kernel: int) -> None:
+    def _build_blocks(self, c: Config, down: list[Level], middle: MidBlock | None, up: list[Level], act_fn: str, out_kernel: int) -> None:
         self.down_blocks = nn.ModuleList(map(down_block, per_block(c, "down_block_types"), down))
         self.mid_block = middle
         self.up_blocks = nn.ModuleList(map(up_block, per_block(c, "up_block_types"), up))
@@ -49,7 +49,7 @@ class UNet(Model):
     def disable_gradient_checkpointing(self) -> None:
         self.gradient_checkpointing = False
 
-    def embed(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor | None, timestep_cond: Tensor | None = None) -> Tensor:
+    def _embed(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor | None, timestep_cond: Tensor | None = None) -> Tensor:
         """Timestep and class as a vector (B, E) of the dtype of `x`."""
         temb = self.time_embedding(self.time_proj(as_batch(timestep, x)).to(x.dtype), timestep_cond)
         if self.class_embedding is None:
@@ -61,14 +61,14 @@ class UNet(Model):
         classes = self.class_embedding(class_labels).to(x.dtype)
         return torch.cat([temb, classes], -1) if self.concat_classes else temb + classes
 
-    def centred(self, sample: Tensor) -> Tensor:
+    def _centred(self, sample: Tensor) -> Tensor:
         """The sample as the first convolution receives it, if it fits."""
         if sample.ndim != 4 or sample.shape[1] != self.conv_in.in_channels:
             got, fits = tuple(sample.shape), f"(B, {self.conv_in.in_channels}, H, W)"
             raise InputError("The sample does not fit this network.", where="sample", got=got, expected=fits)
         return 2 * sample - 1 if self.config.center_input_sample else sample
 
-    def through(
+    def _through(
         self,
         x: Tensor,
         cond: Conditions,
@@ -193,7 +193,7 @@ class UNet2DModel(UNet):
             groups = c.attn_norm_num_groups or (c.norm_num_groups if c.resnet_time_scale_shift == "default" else None)
             level = replace(levels[-1], layers=1, attention_groups=groups, resnet_out_scale_factor=c.mid_block_scale_factor)
             middle = MidBlock("self" if c.add_attention else "", level)
-        self.build_blocks(c, levels, middle, up_levels(levels, c.upsample_type), "silu", 3)
+        self._build_blocks(c, levels, middle, up_levels(levels, c.upsample_type), "silu", 3)
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, *, attend: Attend | None = None
@@ -210,8 +210,8 @@ class UNet2DModel(UNet):
         Raises:
             InputError: an argument that is missing or does not fit the configuration.
         """
-        x = self.centred(sample)
+        x = self._centred(sample)
         if class_labels is not None and self.class_embedding is None:
             raise InputError("This network knows no classes.", where="class_labels", got=class_labels, expected="None")
-        x = self.through(x, Conditions(self.embed(x, timestep, class_labels), attend=attend or self.attend))
+        x = self._through(x, Conditions(self._embed(x, timestep, class_labels), attend=attend or self.attend))
         return x / as_batch(timestep, x).reshape(-1, 1, 1, 1) if self.config.time_embedding_type == "fourier" else x

@@ -113,7 +113,7 @@ class UNet2DConditionModel(UNet):
         depths = c.reverse_transformer_layers_per_block or [level.depth for level in reversed(levels)]
         # head_dim is not reversed on the way up: the checkpoints were trained so
         up = [replace(a, head_dim=b.head_dim, depth=depth) for a, b, depth in zip(up_levels(levels), levels, depths)]
-        self.build_blocks(c, levels, self._middle(c, levels[-1]), up, c.act_fn, c.conv_out_kernel)
+        self._build_blocks(c, levels, self._middle(c, levels[-1]), up, c.act_fn, c.conv_out_kernel)
         attends = any("CrossAttn" in name for name in (*c.down_block_types, c.mid_block_type or "", *c.up_block_types))
         self.reads_context = attends or c.addition_embed_type == "text"
 
@@ -238,14 +238,14 @@ class UNet2DConditionModel(UNet):
         c, added = self.config, added_cond_kwargs or {}
         if unknown := sorted(set(cross_attention_kwargs or ()) - {"scale"}):
             logger.warning("cross_attention_kwargs that nothing reads: %s", ", ".join(unknown))
-        x, context = self.centred(sample), encoder_hidden_states
+        x, context = self._centred(sample), encoder_hidden_states
         fits = c.cross_attention_dim if self.encoder_hid_proj is None else c.encoder_hid_dim
         dims = fits if isinstance(fits, tuple) else (fits,)
         if self.reads_context and (context is None or context.ndim != 3 or context.shape[-1] not in dims):
             got, fix = None if context is None else tuple(context.shape), "Use the text encoder that belongs to this checkpoint."
             what, where = "The context does not fit this network.", "encoder_hidden_states"
             raise InputError(what, where=where, got=got, expected=f"(B, M, {dims[0]})", fix=fix)
-        temb = self.embed(x, timestep, class_labels, timestep_cond)
+        temb = self._embed(x, timestep, class_labels, timestep_cond)
         if c.addition_embed_type is not None:
             temb = temb + self.add_embedding(context if c.addition_embed_type == "text" else self._pooled(added).to(temb.dtype))
         if self.time_embed_act is not None:
@@ -260,7 +260,7 @@ class UNet2DConditionModel(UNet):
         if mid_block_additional_residual is None:  # older T2I-Adapter programs pass theirs as a ControlNet's
             inside, outside = outside if inside is None else inside, None
         cond = Conditions(temb, context, mask, context_mask, attend or self.attend)
-        return self.through(x, cond, inside or (), outside, mid_block_additional_residual)
+        return self._through(x, cond, inside or (), outside, mid_block_additional_residual)
 
     def _pooled(self, added: Mapping[str, Tensor]) -> Tensor:
         """Pooled text beside the sinusoids of SDXL's sizes (Podell et al. 2023)."""

@@ -62,12 +62,8 @@ class PAG:
         for pattern in [layers] if isinstance(layers, str) else layers:
             found = {site for site in sites if _matches(pattern, site)}
             if not found:
-                raise InputError(
-                    "No self-attention layer has such a name.",
-                    where="pag_applied_layers",
-                    got=pattern,
-                    expected="part of a name such as " + ", ".join(sorted(sites)[:3]),
-                )
+                expected = "part of a name such as " + ", ".join(sorted(sites)[:3])
+                raise InputError("No self-attention layer has such a name.", where="pag_applied_layers", got=pattern, expected=expected)
             self.sites |= found
         return cond
 
