@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Exit, Option, Typer, echo
 
 from . import __version__
-from .assets import EMOJI
+from .assets import EMOJI, SUITED
 from .errors import DarkroomError, InputError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def generate(
         "mask_image": _picture(mask),
         "strength": strength,
     }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = (SUITED if model == EMOJI else {}) | {name: value for name, value in given.items() if value is not None}
     for number in range(seed, seed + num):  # one by one: a picture does not depend on how many are made with it
         made = pipe(**given, generator=generator.manual_seed(number)).images[0]
         file = next(files)
