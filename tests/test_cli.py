@@ -208,7 +208,8 @@ def test_hint(prompt: str, near: str | None):
 def test_the_bundled_checkpoint_is_the_default(run: Darkroom, capsys: pytest.CaptureFixture[str]):
     assert run("generate", "the eiffel tower", "--steps", 2, "--seed", 3) == 0
     assert "knows emoji only" in capsys.readouterr().err
-    assert record_of("picture.png")["model"] == "emoji"
+    record = record_of("picture.png")
+    assert (record["model"], record["guidance"]) == ("emoji", "2.5")  # what suits it
     assert run("generate", "the eiffel tower", "--steps", 2, "--seed", 3, "--quiet", "--model", EMOJI) == 0
     assert capsys.readouterr().err == ""
     assert Path("picture.png").read_bytes() == Path("picture-2.png").read_bytes()

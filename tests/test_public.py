@@ -22,6 +22,7 @@ PACKAGE = ROOT / "src/darkroom"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SHARED = ("checkpoints", "core", "models", "schedulers")
 LONGEST_FILE, LARGEST_PACKAGE = 800, 6000  # lines; lines of code, without blanks, comments and docstrings
+WITH_BLANKS_AND_DOCSTRINGS = 6900
 
 names = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 
@@ -134,9 +135,10 @@ def code_lines(file: Path) -> int:
 
 
 def test_size():
-    longest = max(FILES, key=lambda file: file.read_text("utf-8").count("\n"))
-    assert longest.read_text("utf-8").count("\n") <= LONGEST_FILE, longest
+    lengths = {file: file.read_text("utf-8").count("\n") for file in FILES}
+    assert max(lengths.values()) <= LONGEST_FILE, max(lengths, key=lengths.__getitem__)
     assert sum(map(code_lines, FILES)) <= LARGEST_PACKAGE
+    assert sum(lengths.values()) <= WITH_BLANKS_AND_DOCSTRINGS  # it is to fall, not to rise
 
 
 def test_stubs_are_current():

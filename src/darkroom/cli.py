@@ -214,8 +214,8 @@ def _words(text: str) -> set[str]:
 def _record(pipe: Any, given: dict[str, Any], model: str, picture: Image, seed: int) -> dict[str, str]:
     """How the picture was made. No time and no place: the same seed gives the same bytes everywhere."""
     kind = type(pipe)
-    if "image" in given and "strength" not in kind.__call__.__signature__.parameters:
-        kind = kind.with_task("inpaint" if "mask_image" in given else "image2image")
+    own = kind.__call__.__signature__.parameters
+    kind = next((kind.with_task(name) for name in kind.tasks if name in given and name not in own), kind)
     values = {name: p.default for name, p in kind.__call__.__signature__.parameters.items()} | given
     record = {
         "prompt": values.get("prompt"),

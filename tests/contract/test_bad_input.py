@@ -104,19 +104,13 @@ def test_image_to_image(image_pipe, arguments, named):
 MASKS = {
     "no mask": (dict(image=WHITE), "mask_image"),
     "mask of another size": (dict(image=WHITE, mask_image=Image.new("L", (64, 32))), "mask_image"),
-    "tensor mask of another size": (
-        dict(image=torch.rand(1, 3, 32, 32), mask_image=torch.zeros(1, 1, 16, 16)),
-        "mask_image",
-    ),
+    "tensor mask of another size": (dict(image=torch.rand(1, 3, 32, 32), mask_image=torch.zeros(1, 1, 16, 16)), "mask_image"),
     "crop of an array": (
         dict(image=np.zeros((32, 32, 3), np.float32), mask_image=np.zeros((32, 32), np.float32), padding_mask_crop=2),
         "image",
     ),
     "crop without a mask": (dict(image=WHITE, mask_image=Image.new("L", (32, 32)), padding_mask_crop=2), "mask_image"),
-    "crop to an array": (
-        dict(image=WHITE, mask_image=Image.new("L", (32, 32), 255), padding_mask_crop=2, output_type="np"),
-        "output_type",
-    ),
+    "crop to an array": (dict(image=WHITE, mask_image=Image.new("L", (32, 32), 255), padding_mask_crop=2, output_type="np"), "output_type"),
 }
 
 

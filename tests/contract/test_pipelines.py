@@ -20,8 +20,7 @@ from darkroom import DiffusionPipeline, Family, InputError
 from darkroom._public import NAMES
 
 CLASSES = sorted(
-    (c for n in NAMES if inspect.isclass(c := getattr(darkroom, n)) and issubclass(c, Family) and c is not Family),
-    key=lambda c: c.__name__,
+    (c for n in NAMES if inspect.isclass(c := getattr(darkroom, n)) and issubclass(c, Family) and c is not Family), key=lambda c: c.__name__
 )
 
 
@@ -93,9 +92,7 @@ def test_save_and_load(pipe, tmp_path):
     again.set_progress_bar_config(disable=True)
     assert type(again) is type(pipe)
     assert np.array_equal(call(again).images, before)
-    assert {k: v for k, v in again.config.items() if k != "_name_or_path"} == {
-        k: v for k, v in pipe.config.items() if k != "_name_or_path"
-    }
+    assert {k: v for k, v in again.config.items() if k != "_name_or_path"} == {k: v for k, v in pipe.config.items() if k != "_name_or_path"}
 
 
 def test_the_reference_loads_what_is_saved(pipe, tmp_path):

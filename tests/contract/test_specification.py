@@ -33,7 +33,9 @@ def test_load_and_give_a_picture(repo_id, tmp_path):
     assert type(pipeline) is StableDiffusionPipeline
     Image.new("RGB", (32, 32), "orange").save(tmp_path / "start.png")
     init_image = load_image(str(tmp_path / "start.png"))
-    image = pipeline("Astronaut in a jungle, cold color palette, muted colors, detailed, 8k", image=init_image, num_inference_steps=4).images[0]
+    image = pipeline(
+        "Astronaut in a jungle, cold color palette, muted colors, detailed, 8k", image=init_image, num_inference_steps=4
+    ).images[0]
     assert image.size == (32, 32)
     assert type(StableDiffusionImg2ImgPipeline.from_pretrained(repo_id, use_safetensors=True)) is StableDiffusionImg2ImgPipeline
 
@@ -42,7 +44,9 @@ def test_replace_models(repo_id):
     scheduler = HeunDiscreteScheduler.from_pretrained(repo_id, subfolder="scheduler")
     vae = AutoModel.from_pretrained(repo_id, subfolder="vae", torch_dtype=torch.float16, use_safetensors=True)
     assert type(vae) is AutoencoderKL and vae.dtype == torch.float16
-    pipeline = StableDiffusionPipeline.from_pretrained(repo_id, scheduler=scheduler, vae=vae, torch_dtype=torch.float16, use_safetensors=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        repo_id, scheduler=scheduler, vae=vae, torch_dtype=torch.float16, use_safetensors=True
+    )
     assert pipeline.vae is vae and pipeline.scheduler is scheduler and pipeline.dtype == torch.float16
     assert HeunDiscreteScheduler in pipeline.scheduler.compatibles
 

@@ -75,9 +75,7 @@ def test_a_term_of_weight_zero_is_no_term():
 
 def test_terms_add_up():
     """One step of CFG with both terms is CFG plus what each adds alone."""
-    plain, pag, sag, both = (
-        sample(Toy(), CFG(4.0, terms=t), steps=1) for t in ([], [PAG(2.0)], [SAG(1.0)], [PAG(2.0), SAG(1.0)])
-    )
+    plain, pag, sag, both = (sample(Toy(), CFG(4.0, terms=t), steps=1) for t in ([], [PAG(2.0)], [SAG(1.0)], [PAG(2.0), SAG(1.0)]))
     torch.testing.assert_close(both - plain, (pag - plain) + (sag - plain))
 
 
