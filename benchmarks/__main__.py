@@ -1,7 +1,6 @@
 """`python -m benchmarks`: run the cases, print the table, write it with every sample to benchmarks/results/."""
 
 from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -10,7 +9,6 @@ import sys
 import traceback
 from datetime import date
 from typing import Any
-
 from .cases import CASES
 from .measure import ROOT, Row, machine
 

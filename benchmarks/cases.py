@@ -1,7 +1,6 @@
 """What is measured. A case is a function from options to rows, entered in `CASES` with its target and way of running."""
 
 from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,7 +8,6 @@ from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
-
 from .measure import LIBRARIES, Options, Row, clock, fresh, interleave, share
 
 __all__ = ["CASES"]
@@ -63,7 +61,6 @@ def imports(options: Options) -> Iterator[Row]:
 def picture(options: Options) -> Iterator[Row]:
     import numpy as np
     from PIL import Image
-
     from darkroom.assets import EMOJI
 
     steps = 3 if options.quick else 25
@@ -89,7 +86,6 @@ def picture(options: Options) -> Iterator[Row]:
 def unet(options: Options) -> Iterator[Row]:
     import diffusers
     import torch
-
     import darkroom
 
     config = NARROW if options.quick else SD15
@@ -120,7 +116,6 @@ def step(options: Options) -> Iterator[Row]:
     import diffusers
     import torch
     from families import tiny
-
     import darkroom
 
     steps = 50
@@ -184,7 +179,6 @@ def memory(options: Options) -> Iterator[Row]:
 @case("load", "1 x", "one process, bundled checkpoint, everything imported")
 def load(options: Options) -> Iterator[Row]:
     import diffusers
-
     import darkroom
     from darkroom.assets import EMOJI
 

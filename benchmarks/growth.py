@@ -4,14 +4,12 @@ Arguments: library, checkpoint (its UNet is replaced), config of the UNet as JSO
 """
 
 from __future__ import annotations
-
 import gc
 import json
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
-
 import torch
 
 library, checkpoint, config, device, dtype = sys.argv[1:]

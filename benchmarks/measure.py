@@ -1,7 +1,6 @@
 """How things are measured: interleaved rounds, paired ratios, fresh processes, the facts of the machine."""
 
 from __future__ import annotations
-
 import argparse
 import os
 import re

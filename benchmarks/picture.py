@@ -1,7 +1,6 @@
 """The program of somebody who wants one picture. Arguments: library, checkpoint, prompt, steps, seed, file."""
 
 from __future__ import annotations
-
 import sys
 from importlib import import_module
 

@@ -4,7 +4,6 @@ Signatures of calls are made when a class is declared; editors and type checkers
 """
 
 from __future__ import annotations
-
 import ast
 import builtins
 import sys

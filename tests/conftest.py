@@ -1,7 +1,6 @@
 """One thread per process, no network, no progress bars; tiny checkpoints, written once per run."""
 
 from __future__ import annotations
-
 import os
 from pathlib import Path
 

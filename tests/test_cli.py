@@ -1,16 +1,13 @@
 """The command line, run in this process on a tiny checkpoint."""
 
 from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-
 import darkroom
 from darkroom import StableDiffusionPipeline, cli
 from darkroom.assets import EMOJI

@@ -1,14 +1,11 @@
 """What README and docs show has to run."""
 
 from __future__ import annotations
-
 import os
 import re
 import shlex
 from pathlib import Path
-
 import pytest
-
 from darkroom import cli
 
 ROOT = Path(__file__).parents[1]

@@ -1,7 +1,6 @@
 """The public surface, the direction of imports, and limits on size."""
 
 from __future__ import annotations
-
 import ast
 import io
 import re
@@ -11,9 +10,7 @@ import sys
 import tokenize
 from importlib import import_module
 from pathlib import Path
-
 import pytest
-
 import darkroom
 from darkroom._public import NAMES
 

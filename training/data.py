@@ -4,14 +4,12 @@ Needs the Debian packages fonts-noto-color-emoji, unicode-cldr-core and libraqm0
 """
 
 from __future__ import annotations
-
 import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
 import emoji
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont

@@ -6,14 +6,12 @@ nearest, or among the five nearest. Skin tones that were never shown must be met
 """
 
 from __future__ import annotations
-
 import argparse
 import json
 import random
 import time
 from itertools import pairwise
 from pathlib import Path
-
 import numpy as np
 import torch
 from data import ALSO, SIZE, Glyph, caption_pool, glyphs, other_glyphs, render

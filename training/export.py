@@ -4,17 +4,14 @@
 """
 
 from __future__ import annotations
-
 import argparse
 import json
 import shutil
 from pathlib import Path
-
 import torch
 from data import caption_pool, glyphs, save_tokenizer
 from train import SCHEDULE, TEXT, UNET, VAE, WORK
 from transformers import CLIPTextConfig, CLIPTextModel
-
 from darkroom.models.autoencoder_kl import AutoencoderKL
 from darkroom.models.unet_2d_condition import UNet2DConditionModel
 from darkroom.schedulers.ddim import DDIMScheduler

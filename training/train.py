@@ -5,7 +5,6 @@ batch and add up their gradients; what they draw depends on the step alone, so t
 """
 
 from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -13,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -22,7 +20,6 @@ from data import SIZE, caption_pool, glyphs, other_glyphs, render, save_tokenize
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
 from darkroom.models.autoencoder_kl import AutoencoderKL
 from darkroom.models.unet_2d_condition import UNet2DConditionModel
 from darkroom.schedulers.ddim import DDIMScheduler

@@ -4,10 +4,8 @@ Names are imported on first use, so that `import darkroom` costs next to nothing
 """
 
 from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
-
 from ._public import NAMES
 
 __version__ = "0.1.0"

@@ -1,7 +1,6 @@
 """`python -m darkroom`."""
 
 from __future__ import annotations
-
 from .cli import main
 
 __all__: list[str] = []

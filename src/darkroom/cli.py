@@ -1,7 +1,6 @@
 """The command line: `darkroom generate PROMPT` makes pictures, `darkroom show FILE` tells how one was made."""
 
 from __future__ import annotations
-
 import ast
 import difflib
 import functools
@@ -14,9 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
 from typer import Argument, Exit, Option, Typer, echo
-
 from . import __version__
 from .assets import EMOJI, SUITED
 from .errors import DarkroomError, InputError
@@ -171,7 +168,6 @@ def _plain(name: str) -> str:
 def _load(model: str, dtype: str, device: str | None, scheduler: str | None) -> tuple[Any, Any]:
     """The pipeline, and the generator of its noise: on the CPU, so that a seed means the same on every device."""
     import torch
-
     from .pipeline import DiffusionPipeline
 
     if dtype not in (names := ("float32", "float16", "bfloat16")):

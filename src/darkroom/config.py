@@ -1,14 +1,12 @@
 """Configurations: frozen dataclasses whose fields are the keys of the JSON file beside the weights."""
 
 from __future__ import annotations
-
 import dataclasses
 import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
-
 from .errors import ConfigError
 
 __all__ = ["FORMAT_VERSION", "Config", "Configurable"]

@@ -1,7 +1,6 @@
 """Family: a pipeline class as a declaration. Components, how prompts are encoded, one denoiser call; task and guidance are composed in."""
 
 from __future__ import annotations
-
 import copy
 import dataclasses
 import functools
@@ -9,10 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
-
 import torch
 from torch import Generator, Tensor
-
 from .core.codec import LatentCodec
 from .core.guidance import CFG
 from .core.inputs import Inputs, combine, field, signature

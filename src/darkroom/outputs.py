@@ -1,7 +1,6 @@
 """What calls return: dataclasses that also answer to an index and to a key, and turn into tuples."""
 
 from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any

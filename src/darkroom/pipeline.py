@@ -1,7 +1,6 @@
 """DiffusionPipeline: a set of named components and options, loaded from and saved to a folder with a `model_index.json`."""
 
 from __future__ import annotations
-
 import contextlib
 import copy
 import functools
@@ -12,10 +11,8 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
-
 import torch
 from torch import nn
-
 from .config import FORMAT_VERSION, Configurable
 from .errors import InputError
 

@@ -1,7 +1,6 @@
 """Pictures from files and the network, and sheets of pictures."""
 
 from __future__ import annotations
-
 import contextlib
 import http.client
 import io
@@ -12,9 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from urllib import request
-
 from PIL import Image, ImageOps
-
 from .errors import InputError
 
 __all__ = ["load_image", "make_image_grid"]

@@ -1,16 +1,13 @@
 """The path rule, bounded JSON, and the choice of weight files from a listing."""
 
 from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from darkroom.checkpoints.files import available_variants, inside, listing, parse_weight_name, pipeline_files, plan, read_json, weight_paths
 from darkroom.errors import CheckpointError
 

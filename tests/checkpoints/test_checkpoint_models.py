@@ -1,7 +1,6 @@
 """model_index.json, classes, networks and components out of folders, and the hub."""
 
 from __future__ import annotations
-
 import http.server
 import json
 import logging
@@ -9,11 +8,9 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-
 import pytest
 import torch
 from checkpoints.toy import Toy, same, toy
-
 from darkroom import _public
 from darkroom.checkpoints import hub, models
 from darkroom.checkpoints.files import pipeline_files

@@ -1,18 +1,15 @@
 """Saving: layouts, and whole or not at all."""
 
 from __future__ import annotations
-
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-
 import pytest
 import torch
 from checkpoints.toy import Tied, Toy, same, toy
-
 from darkroom.checkpoints import save as module
 from darkroom.checkpoints.save import recover, save_folder_atomic, save_model, write_text_atomic
 from darkroom.errors import CheckpointError, InputError

@@ -1,11 +1,9 @@
 """safetensors headers, and weights into modules."""
 
 from __future__ import annotations
-
 import json
 import struct
 from pathlib import Path
-
 import pytest
 import torch
 from checkpoints.toy import Tied, Toy, same, toy
@@ -14,7 +12,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import nn
-
 from darkroom.checkpoints import weights as module
 from darkroom.checkpoints.weights import Weights, load_weights, read_header
 from darkroom.errors import CheckpointError, DarkroomError

@@ -1,12 +1,9 @@
 """A network of two layers, with everything that loading has to care about."""
 
 from __future__ import annotations
-
 from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-
 from darkroom.config import Config
 from darkroom.models.base import Model
 from darkroom.outputs import Output

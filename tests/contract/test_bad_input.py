@@ -1,16 +1,13 @@
 """Bad input ends in a typed error that names what, where, found, expected or what to do, before anything runs."""
 
 from __future__ import annotations
-
 import json
 import shutil
-
 import numpy as np
 import pytest
 import torch
 from families import tiny
 from PIL import Image
-
 import darkroom
 from darkroom import CheckpointError, DiffusionPipeline, InputError, StableDiffusionPipeline
 

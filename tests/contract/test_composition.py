@@ -1,13 +1,11 @@
 """Tasks, guidance and families compose without a class for each combination."""
 
 from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from families import tiny
 from PIL import Image
-
 import darkroom
 import darkroom.families.stable_diffusion
 from darkroom import CFG, PAG, SAG, DiffusionPipeline, StableDiffusionPipeline

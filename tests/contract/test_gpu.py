@@ -1,11 +1,9 @@
 """On a CUDA device: the same pictures as on the CPU, and no wait for the device inside a step."""
 
 from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
-
 from darkroom import CFG, PAG, SAG, DiffusionPipeline
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]

@@ -1,20 +1,17 @@
 """What every public pipeline keeps to. The classes are found by subclassing; components are tiny and real."""
 
 from __future__ import annotations
-
 import inspect
 import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
-
 import diffusers
 import numpy as np
 import pytest
 import torch
 from families import tiny
 from PIL import Image
-
 import darkroom
 from darkroom import DiffusionPipeline, Family, InputError
 from darkroom._public import NAMES

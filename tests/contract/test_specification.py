@@ -1,15 +1,12 @@
 """The samples of the specification that concern these pipelines, on a local checkpoint of the same layout."""
 
 from __future__ import annotations
-
 import json
-
 import numpy as np
 import pytest
 import torch
 from families import tiny
 from PIL import Image
-
 from darkroom import (
     AutoencoderKL,
     AutoModel,

@@ -1,12 +1,9 @@
 """Guidance and the loop on a toy denoiser: pred = w * mean(context) + attention of the latents with themselves."""
 
 from __future__ import annotations
-
 from types import SimpleNamespace
-
 import pytest
 import torch
-
 from darkroom import CFG, PAG, SAG, DDIMScheduler, InputError
 from darkroom.core.attention import by_rows, eager, sdpa
 from darkroom.core.guidance import rescale

@@ -1,14 +1,12 @@
 """Pictures in and out: side by side with the reference's image processor; reading from files and the network."""
 
 from __future__ import annotations
-
 import http.server
 import io
 import threading
 import time
 import warnings
 import zlib
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,6 @@ from diffusers.image_processor import VaeImageProcessor as Reference
 from diffusers.utils import load_image as reference_load_image
 from diffusers.utils import make_image_grid as reference_grid
 from PIL import Image, ImageDraw
-
 from darkroom import utils
 from darkroom.core import media
 from darkroom.errors import InputError

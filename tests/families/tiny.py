@@ -1,12 +1,10 @@
 """Tiny checkpoints with random weights, written by the reference: real layouts and real networks of a few hundred kB."""
 
 from __future__ import annotations
-
 import inspect
 import json
 from pathlib import Path
 from typing import Any
-
 import diffusers
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig

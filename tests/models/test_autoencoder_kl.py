@@ -1,16 +1,13 @@
 """AutoencoderKL beside the reference's, on tiny random weights."""
 
 from __future__ import annotations
-
 import copy
 import inspect
-
 import diffusers
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import save_file
-
 from darkroom.errors import ConfigError, InputError
 from darkroom.models.autoencoder_kl import AutoencoderKL, AutoencoderKLOutput, DecoderOutput, DiagonalGaussian
 

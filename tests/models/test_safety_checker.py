@@ -1,9 +1,7 @@
 """The safety checker beside the reference's, with concepts planted so that chosen images are flagged."""
 
 from __future__ import annotations
-
 import logging
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ import torch.nn.functional as F
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker as Reference
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig
-
 from darkroom.errors import InputError
 from darkroom.models.safety_checker import StableDiffusionSafetyChecker
 

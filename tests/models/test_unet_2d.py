@@ -1,12 +1,9 @@
 """UNet2DModel beside the reference: the same tensors and the same numbers."""
 
 from __future__ import annotations
-
 import inspect
-
 import pytest
 import torch
-
 from darkroom.core.attention import eager
 from darkroom.errors import ConfigError, InputError
 from darkroom.models.unet_2d import UNet2DModel

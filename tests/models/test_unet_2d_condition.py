@@ -1,13 +1,10 @@
 """UNet2DConditionModel beside the reference: the same tensors and numbers for the configurations in use."""
 
 from __future__ import annotations
-
 import inspect
 import logging
-
 import pytest
 import torch
-
 from darkroom.core.attention import eager, sdpa
 from darkroom.errors import ConfigError, InputError
 from darkroom.models.unet_2d_condition import UNet2DConditionModel

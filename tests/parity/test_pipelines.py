@@ -1,18 +1,15 @@
 """Each pipeline beside the reference, on checkpoints that the reference wrote: the same array within 1e-4 in [0, 1]."""
 
 from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any
-
 import diffusers
 import numpy as np
 import pytest
 import torch
 from families import tiny
 from PIL import Image
-
 import darkroom
 
 TOLERANCE = 1e-4

@@ -1,13 +1,10 @@
 """Forks: shared weights, private everything else."""
 
 from __future__ import annotations
-
 import copy
-
 import pytest
 import torch
 from torch import nn
-
 from darkroom.runtime.fork import cast_copy, fork
 
 

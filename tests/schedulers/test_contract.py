@@ -1,7 +1,6 @@
 """Configurations, files, runs that do not touch each other, errors, and the places where the reference is wrong."""
 
 from __future__ import annotations
-
 import copy
 import json
 import pickle
@@ -9,12 +8,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-
 import diffusers
 import numpy as np
 import pytest
 import torch
-
 from darkroom import schedulers
 from darkroom.core.random import randn
 from darkroom.errors import CheckpointError, ConfigError, DarkroomError, InputError

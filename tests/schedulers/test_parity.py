@@ -1,16 +1,13 @@
 """Side by side with the reference: the same schedule, the same samples."""
 
 from __future__ import annotations
-
 import inspect
 import itertools
 import warnings
-
 import diffusers
 import numpy as np
 import pytest
 import torch
-
 from darkroom import schedulers
 
 NAMES = [name for name in schedulers.__all__ if name not in ("Scheduler", "KarrasScheduler", "SchedulerOutput")]

@@ -1,7 +1,6 @@
 """Which files, and reading them with bounds: the path rule, JSON, and the choice of weight files from a listing."""
 
 from __future__ import annotations
-
 import fnmatch
 import json
 import os
@@ -11,7 +10,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
-
 from ..errors import CheckpointError
 
 __all__ = ["PathLike", "Plan", "WeightName", "available_variants", "component_files", "inside", "is_safe", "listing", "open_regular",

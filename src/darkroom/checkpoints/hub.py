@@ -1,7 +1,6 @@
 """Where a checkpoint lies: a local folder, or a repository of the hub, of which only the files that are needed are fetched."""
 
 from __future__ import annotations
-
 import glob
 import logging
 import os
@@ -9,7 +8,6 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
 from ..errors import CheckpointError
 from .files import PathLike, inside, is_safe, pipeline_files
 from .index import INDEX_NAME, ModelIndex

@@ -1,7 +1,6 @@
 """model_index.json, and the classes that it names, which come from fixed tables only; how transformers is kept to itself."""
 
 from __future__ import annotations
-
 import contextlib
 import importlib
 import re
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
 from ..config import Configurable
 from ..errors import CheckpointError, MissingDependencyError
 from .files import read_json

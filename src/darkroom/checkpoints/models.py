@@ -1,14 +1,11 @@
 """Networks and pipeline components out of their folders."""
 
 from __future__ import annotations
-
 import importlib
 import logging
 from pathlib import Path
 from typing import Any
-
 import torch
-
 from ..config import Configurable
 from ..errors import CheckpointError, ConfigError, DarkroomError, InputError
 from ..models.base import Model

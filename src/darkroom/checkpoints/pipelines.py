@@ -1,7 +1,6 @@
 """Whole pipelines: from a folder with `model_index.json` to an object, and back."""
 
 from __future__ import annotations
-
 import inspect
 import json
 import logging
@@ -9,9 +8,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-
 from tqdm.auto import tqdm
-
 from ..config import FORMAT_VERSION
 from ..errors import CheckpointError, InputError
 from .files import PathLike
@@ -22,7 +19,6 @@ from .save import save_folder_atomic
 
 if TYPE_CHECKING:
     import torch
-
     from ..pipeline import DiffusionPipeline
 
 __all__ = ["load_pipeline", "save_pipeline"]

@@ -1,7 +1,6 @@
 """Writing checkpoints: whole or not at all. A folder is written beside its target and put in its place by one exchange."""
 
 from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno
@@ -16,13 +15,11 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
 from ..errors import CheckpointError, InputError
 from .files import PathLike, parse_weight_name
 
 if TYPE_CHECKING:
     from torch import Tensor
-
     from ..models.base import Model
 
 __all__ = ["recover", "save_folder_atomic", "save_model", "write_text_atomic"]

@@ -1,18 +1,15 @@
 """Weights out of files and into a module: headers are checked before memory is taken, tensors are mapped or cast in a stream."""
 
 from __future__ import annotations
-
 import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-
 from ..errors import CheckpointError, DarkroomError
 from .files import open_regular
 

@@ -5,14 +5,11 @@
 """
 
 from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from ..errors import InputError
 
 __all__ = ["BACKENDS", "Attend", "Patch", "attention_weights", "backend", "by_rows", "eager", "resolve", "sdpa"]

@@ -1,10 +1,8 @@
 """Between pixels and latents."""
 
 from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol
-
 import torch
 from torch import Generator, Tensor
 

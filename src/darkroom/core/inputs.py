@@ -1,14 +1,12 @@
 """The arguments of a pipeline's call, declared once: signature, validation, stubs and command line are read off these fields."""
 
 from __future__ import annotations
-
 import dataclasses
 import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
 from ..errors import InputError
 
 __all__ = ["Inputs", "combine", "field", "signature"]

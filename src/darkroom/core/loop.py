@@ -1,13 +1,10 @@
 """The denoising loop, written once. It is a generator: progress, previews, callbacks and interruption live in its caller."""
 
 from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from typing import Any
-
 from torch import Tensor
-
 from .types import Guidance, Run, Step
 
 __all__ = ["denoise"]

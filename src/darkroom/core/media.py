@@ -4,17 +4,14 @@ Arrays are channels last, (H, W, C) or (B, H, W, C); tensors are channels first,
 """
 
 from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
-
 from ..errors import InputError
 
 __all__ = ["crop_region", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "resize_image", "tensor_to_images"]

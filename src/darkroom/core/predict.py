@@ -1,13 +1,10 @@
 """How the branches of one step reach the denoiser: together in one batch, or one after another."""
 
 from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
-
 import torch
 from torch import Tensor
-
 from .attention import by_rows
 from .types import Branch, Run
 

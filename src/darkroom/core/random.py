@@ -1,13 +1,10 @@
 """Random numbers: the one place where noise is drawn, so that a seed means the same everywhere."""
 
 from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
-
 import torch
 from torch import Generator, Tensor
-
 from ..errors import InputError
 
 __all__ = ["Generators", "randn"]

@@ -5,13 +5,10 @@ h heads, d channels per head, M tokens of the context.
 """
 
 from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
-
 from torch import Tensor
-
 from .attention import Attend, sdpa
 
 __all__ = ["Branch", "Conditioning", "Guidance", "Run", "Step", "Task", "Term"]

@@ -1,15 +1,12 @@
 """Prompts through a CLIP text encoder, shared by the families that are conditioned on its states."""
 
 from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
-
 import torch
 from torch import Tensor
-
 from ..errors import InputError
 
 __all__ = ["encode_text", "guidance_embedding", "prompt_list"]

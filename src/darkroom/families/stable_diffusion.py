@@ -1,15 +1,12 @@
 """Stable Diffusion 1.x and 2.x."""
 
 from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
-
 import torch
 from torch import Tensor
-
 from ..core.codec import ScaledCodec
 from ..core.guidance import PAG, SAG
 from ..core.inputs import field
@@ -21,7 +18,6 @@ from .clip import encode_text, guidance_embedding, prompt_list
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
-
     from ..models.autoencoder_kl import AutoencoderKL
     from ..models.safety_checker import StableDiffusionSafetyChecker
     from ..models.unet_2d_condition import UNet2DConditionModel

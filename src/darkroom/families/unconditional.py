@@ -1,12 +1,9 @@
 """Unconditional diffusion in pixel space."""
 
 from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
 from torch import Tensor
-
 from ..core.codec import Pixels
 from ..core.inputs import field
 from ..core.tasks import Text2Image

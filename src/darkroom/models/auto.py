@@ -1,10 +1,8 @@
 """AutoModel: the network that a folder holds, whatever its class."""
 
 from __future__ import annotations
-
 import os
 from typing import Any
-
 from ..checkpoints.files import component_files, read_json
 from ..checkpoints.hub import HUB_OPTIONS, locate
 from ..checkpoints.index import component_class

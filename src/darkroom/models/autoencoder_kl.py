@@ -1,15 +1,12 @@
 """The KL autoencoder of Stable Diffusion, SDXL, SD3 and Flux: images <-> latents (Rombach et al. 2022, section 3.1)."""
 
 from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-
 import torch
 from torch import Generator, Tensor, nn
-
 from ..config import Config
 from ..core.attention import Attend
 from ..core.random import randn

@@ -1,14 +1,11 @@
 """The base of darkroom's networks: a configuration, the public calling convention, loading and saving."""
 
 from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
-
 import torch
 from torch import Tensor, nn
-
 from ..config import Config, Configurable
 from ..core.attention import Attend, backend, sdpa
 from ..errors import ConfigError

@@ -1,16 +1,13 @@
 """The safety checker of Stable Diffusion 1.x: CLIP embeddings of images against embeddings of 17 + 3 concepts."""
 
 from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPVisionModel, PreTrainedModel
-
 from ..errors import InputError
 
 __all__ = ["StableDiffusionSafetyChecker"]

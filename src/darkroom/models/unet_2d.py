@@ -1,15 +1,12 @@
 """The UNet of diffusion over pixels, with a timestep and perhaps a class (Ho et al. 2020; Song et al. 2021), and what UNets share."""
 
 from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
 from ..config import Config
 from ..core.attention import Attend
 from ..errors import ConfigError, InputError

@@ -1,15 +1,12 @@
 """The UNet of latent diffusion, conditioned on a timestep and on a sequence of states (Rombach et al. 2022)."""
 
 from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
 import torch
 from torch import Tensor, nn
-
 from ..config import Config
 from ..core.attention import Attend
 from ..errors import ConfigError, InputError

@@ -1,10 +1,8 @@
 """A second module tree over the same weights."""
 
 from __future__ import annotations
-
 import copy
 from typing import TypeVar
-
 import torch
 from torch import nn
 

@@ -1,10 +1,8 @@
 """Schedulers: one file per algorithm. Classes are imported on first use."""
 
 from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
-
 from .._public import NAMES
 
 _HOMES = {name: module.removeprefix("schedulers.") for name, module in NAMES.items() if module.startswith("schedulers.")}

@@ -1,7 +1,6 @@
 """The bases of schedulers: configuration, files, the run's position, and the table of a discrete-time process."""
 
 from __future__ import annotations
-
 import math
 import numbers
 import os
@@ -10,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin, get_type_hints
-
 import numpy as np
 import torch
 from torch import Tensor
-
 from .. import schedulers
 from ..config import Config, Configurable
 from ..errors import ConfigError, InputError

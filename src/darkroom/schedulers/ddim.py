@@ -1,9 +1,7 @@
 """Deterministic sampling with jumps over timesteps."""
 
 from __future__ import annotations
-
 from torch import Tensor
-
 from ..core.random import Generators, randn
 from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options
 

@@ -1,11 +1,9 @@
 """Ancestral sampling of the trained Markov chain."""
 
 from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor
-
 from ..core.random import Generators, randn
 from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options
 

@@ -1,14 +1,11 @@
 """Exponential integrators in log-SNR that reuse earlier predictions."""
 
 from __future__ import annotations
-
 import math
 from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
-
 from ..core.random import Generators, randn
 from .base import LINSPACE, PREDICTIONS, SIGMAS, Device, SigmaScheduler, Stepped, Timestep, options
 from .process import sigma_to_t, spaced

@@ -1,12 +1,9 @@
 """The samplers of k-diffusion, which step in sigma: Euler, Euler with fresh noise, Heun and linear multistep (Karras et al. 2022)."""
 
 from __future__ import annotations
-
 from typing import Any
-
 import numpy as np
 from torch import Tensor
-
 from ..core.random import Generators, randn
 from . import process
 from .base import LINSPACE, PREDICTIONS, SIGMAS, Device, SigmaScheduler, Stepped, Timestep, options

@@ -1,12 +1,9 @@
 """Linear multistep sampling on the manifold of the diffusion process."""
 
 from __future__ import annotations
-
 from typing import Any
-
 import numpy as np
 from torch import Tensor
-
 from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options
 
 __all__ = ["PNDMScheduler"]

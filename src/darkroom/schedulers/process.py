@@ -5,14 +5,11 @@ alpha + sigma = 1 for flows. Variance-exploding ones divide x by its alpha: alph
 """
 
 from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
-
 from ..errors import ConfigError, MissingDependencyError
 
 __all__ = ["EXPLODING", "PRESERVING", "SIGMA_SCHEDULES", "betas", "sigma_to_t", "spaced", "zero_snr"]

@@ -1,12 +1,9 @@
 """Classifier-free guidance."""
 
 from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
-
 from torch import Tensor
-
 from ..types import Conditioning, Step, Term
 
 __all__ = ["CFG", "rescale"]

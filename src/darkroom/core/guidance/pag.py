@@ -1,14 +1,11 @@
 """Perturbed-attention guidance."""
 
 from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
 from torch import Tensor
-
 from ...errors import InputError
 from ..attention import Patch
 from ..inputs import Inputs, field

@@ -1,15 +1,12 @@
 """Self-attention guidance."""
 
 from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from ..attention import Patch, attention_weights
 from ..inputs import Inputs, field
 from ..types import Branch, Conditioning, Step

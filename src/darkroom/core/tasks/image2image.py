@@ -1,12 +1,9 @@
 """From a picture and noise to another picture (SDEdit, Meng et al. 2021)."""
 
 from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
-
 from torch import Tensor
-
 from ...errors import InputError
 from ..inputs import Inputs, field
 from ..media import image_to_tensor

@@ -1,14 +1,11 @@
 """Fill in the masked part of a picture."""
 
 from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from ...errors import ConfigError, InputError
 from ..inputs import Inputs, field
 from ..media import crop_region, image_size, image_to_tensor, mask_to_tensor, overlay

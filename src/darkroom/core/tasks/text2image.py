@@ -1,12 +1,9 @@
 """From noise to a picture. The base of the other tasks too."""
 
 from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
-
 from torch import Tensor
-
 from ...errors import InputError
 from ..inputs import Inputs, field
 from ..media import image_size

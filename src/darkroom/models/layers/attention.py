@@ -1,15 +1,12 @@
 """Attention layers and transformers over feature maps. What happens between queries, keys and values is the caller's `attend`."""
 
 from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from ...core.attention import Attend, sdpa
 from ..base import choose
 

@@ -1,13 +1,10 @@
 """Embeddings of timesteps and of the conditions that UNets add to them."""
 
 from __future__ import annotations
-
 import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from ...errors import InputError
 from .resnet import activation
 

@@ -1,10 +1,8 @@
 """Residual blocks and resampling of convolutional networks over (B, C, H, W)."""
 
 from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from ..base import choose
 
 __all__ = ["Downsample2D", "ResnetBlock2D", "Upsample2D", "activation"]

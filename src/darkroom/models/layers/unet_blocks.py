@@ -5,16 +5,13 @@ resolution changes.
 """
 
 from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise, zip_longest
 from typing import Any, Literal
-
 import torch
 from torch import Tensor, nn
-
 from ...config import Config
 from ...errors import ConfigError
 from ..base import choose
