@@ -7,7 +7,6 @@ import functools
 import inspect
 import json
 import logging
-import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -17,11 +16,13 @@ from .config import FORMAT_VERSION, Configurable
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .checkpoints.files import PathLike
     from .core.types import Run
 
 __all__ = ["DiffusionPipeline"]
 
 logger = logging.getLogger("darkroom")
+DType = torch.dtype | Mapping[str, torch.dtype] | None
 
 
 class PipelineConfig(dict[str, Any]):
@@ -58,8 +59,6 @@ class DiffusionPipeline:
     _progress: Mapping[str, Any]
     _runs: weakref.WeakSet[Run]
 
-    # ---- construction
-
     def __new__(cls, *args: Any, **values: Any) -> Self:
         self = super().__new__(cls)
         self.__dict__.update(config=PipelineConfig(), _progress={}, _runs=weakref.WeakSet())
@@ -71,15 +70,18 @@ class DiffusionPipeline:
             return  # a constructor written by hand registers its components itself
         names = [*cls.component_names(), *cls.option_defaults()]
         values = {**dict(zip(names, args)), **values}
-        if len(args) > len(names) or (unknown := sorted(set(values) - set(names))):
-            got = f"{len(args)} values" if len(args) > len(names) else ", ".join(unknown)
-            raise InputError("No such component or option.", where=cls.__name__, got=got, expected=", ".join(names))
-        missing = [n for n in cls.component_names() if n not in values and n not in cls.optional_names()]
-        if missing:
+        cls._check_names([*values, *args[len(names) :]])
+        if missing := [n for n in cls.component_names() if n not in values and n not in cls.optional_names()]:
             raise InputError("Components are missing.", where=cls.__name__, got=sorted(values), expected=", ".join(missing))
         self.register_modules(**{n: values.get(n) for n in cls.component_names()})
         self.register_to_config(**{n: values.get(n, default) for n, default in self.options.items()})
         self.__dict__.update({n: values.get(n, default) for n, default in self.settings.items()})
+
+    @classmethod
+    def _check_names(cls, given: Iterable[Any]) -> None:
+        names = [*cls.component_names(), *cls.option_defaults()]
+        if unknown := [name for name in given if name not in names]:
+            raise InputError("No such component or option.", where=cls.__name__, got=unknown, expected=", ".join(names))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -142,8 +144,6 @@ class DiffusionPipeline:
         else:
             object.__setattr__(self, name, value)
 
-    # ---- what it consists of
-
     @property
     def components(self) -> dict[str, Any]:
         """The components by name, None included. `OtherPipeline(**pipe.components)` builds on the same objects."""
@@ -188,27 +188,18 @@ class DiffusionPipeline:
         content |= {"_class_name": type(self).__name__, "_diffusers_version": FORMAT_VERSION}
         return f"{type(self).__name__} {json.dumps(content, indent=2, sort_keys=True, default=str)}\n"
 
-    # ---- loading and saving
-
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: PathLike,
         *,
-        dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
-        torch_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+        dtype: DType = None,
+        torch_dtype: DType = None,
         variant: str | None = None,
         use_safetensors: bool | None = None,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Load a pipeline from a folder or a hub id.
-
-        Called on `DiffusionPipeline` it gives the class that the checkpoint names; called on a concrete class, that class.
+        """Load a pipeline: on `DiffusionPipeline` of the class that the checkpoint names, on a concrete class of that class.
 
         Args:
             pretrained_model_name_or_path: a folder with `model_index.json`, or a hub id such as "org/name".
@@ -216,43 +207,23 @@ class DiffusionPipeline:
                 `torch_dtype` is its older name.
             variant: which weight files, such as "fp16"; components without such a file use their plain one.
             use_safetensors: True refuses `.bin` files, False reads them.
-            revision, cache_dir, token, local_files_only, force_download: for the hub.
-            kwargs: components to use instead of the checkpoint's (an object, or None to go without an optional one) and options
-                of the pipeline.
+            kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` for the hub; options of the pipeline; components to
+                use instead of the checkpoint's (an object, or None to go without an optional one).
         Raises:
             CheckpointError: the checkpoint cannot be used; names the component and the file.
         """
         from .checkpoints.pipelines import load_pipeline
 
-        return load_pipeline(
-            cls,
-            pretrained_model_name_or_path,
-            dtype=torch_dtype if dtype is None else dtype,
-            variant=variant,
-            use_safetensors=use_safetensors,
-            given=kwargs,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
+        dtype = torch_dtype if dtype is None else dtype
+        return load_pipeline(cls, pretrained_model_name_or_path, kwargs, dtype=dtype, variant=variant, use_safetensors=use_safetensors)
 
     def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        *,
-        variant: str | None = None,
-        max_shard_size: int | str = "10GB",
-        safe_serialization: bool = True,
+        self, save_directory: PathLike, *, variant: str | None = None, max_shard_size: int | str = "10GB", safe_serialization: bool = True
     ) -> None:
-        """Write every component and `model_index.json` into a folder, whole or not at all.
+        """Write every component and `model_index.json` into a folder, whole or not at all; other variants that it holds stay.
 
-        Args:
-            save_directory: made if need be; other variants that it already holds stay.
-            variant: goes into the weight files' names, as in `diffusion_pytorch_model.fp16.safetensors`.
-            max_shard_size: weights beyond this size ("10GB" or bytes) are split over several files.
-            safe_serialization: False writes pickles (`.bin`).
+        `variant` goes into the weight files' names, as in `diffusion_pytorch_model.fp16.safetensors`; weights beyond `max_shard_size` ("10GB" or
+        bytes) are split over several files; `safe_serialization=False` writes pickles (`.bin`).
         """
         from .checkpoints.pipelines import save_pipeline
 
@@ -279,40 +250,30 @@ class DiffusionPipeline:
         if cls is DiffusionPipeline:
             return type(pipeline).from_pipe(pipeline, dtype=dtype, torch_dtype=torch_dtype, **kwargs)  # type: ignore[return-value]
         dtype = torch_dtype if dtype is None else dtype
-        names, optional = cls.component_names(), cls.optional_names()
-        values = {n: v for n, v in kwargs.items() if n in names}
-        annotations = cls.declared().annotations
+        components, optional, defaults, annotations = cls.declared()
+        values = {n: v for n, v in kwargs.items() if n in components}
         memo: dict[int, nn.Module] = {}
         for name, component in pipeline.components.items():
-            if name not in names or name in values:
+            if name not in components or name in values:
                 continue
             if component is not None and not _fits(component, annotations.get(name, "")):
                 logger.warning(f"{name}: a {type(component).__name__} does not fit {cls.__name__}; pass one that does.")
-                continue
-            if isinstance(component, nn.Module):
+            elif isinstance(component, nn.Module):
                 values[name] = fork(component, memo) if dtype is None else cast_copy(component, dtype)
             else:
                 values[name] = copy.copy(component) if isinstance(component, Configurable) else component
-        missing = [n for n in names if values.get(n) is None and n not in optional]
-        if missing:
+        if missing := [n for n in components if values.get(n) is None and n not in optional]:
             where, fix = f"{cls.__name__}.from_pipe({type(pipeline).__name__})", "Pass them as keyword arguments."
             got, expected = ", ".join(sorted(values)), ", ".join(missing)
             raise InputError("The source lacks components that this pipeline needs.", where=where, got=got, expected=expected, fix=fix)
-        defaults = cls.option_defaults()
-        known = {**vars(pipeline), **{n.lstrip("_"): v for n, v in pipeline.config.items()}}
-        kept = {n: known.get(n, default) for n, default in defaults.items()}
-        kept |= {n: v for n, v in kwargs.items() if n in defaults}
-        unknown = sorted(set(kwargs) - set(names) - set(defaults))
-        if unknown:
-            raise InputError("No such component or option.", where=cls.__name__, got=unknown, expected=list(names))
-        new = cls(**{n: values.get(n) for n in names}, **kept)
+        known = {**vars(pipeline), **{n.lstrip("_"): v for n, v in pipeline.config.items()}, **kwargs}
+        cls._check_names(kwargs)
+        new = cls(**{n: values.get(n) for n in components}, **{n: known.get(n, default) for n, default in defaults.items()})
         # options that only the source's class knows: a later from_pipe back finds them again
         spare = {n.lstrip("_"): v for n, v in pipeline.config.items() if not isinstance(v, tuple) or len(v) != 2}
         new.config.update({"_" + n: v for n, v in spare.items() if n not in new.config})
         new.__dict__["_progress"] = dict(pipeline._progress)
         return new
-
-    # ---- progress and interruption
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of tqdm for this pipeline's bars; `disable=True` silences them."""

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 from ..config import FORMAT_VERSION
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError
 from .files import PathLike
-from .hub import download_pipeline
+from .hub import HUB_OPTIONS, download_pipeline
 from .index import INDEX_NAME, ModelIndex, component_class
 from .models import check_dtype, load_component
 from .save import save_folder_atomic
@@ -33,17 +33,15 @@ _IGNORED = frozenset(
 def load_pipeline(
     cls: type[DiffusionPipeline],
     source: PathLike,
+    given: dict[str, Any],
     *,
     dtype: torch.dtype | Mapping[str, torch.dtype] | None,
-    variant: str | None,
-    use_safetensors: bool | None,
-    given: Mapping[str, Any],
-    **hub: Any,
+    **choice: Any,
 ) -> DiffusionPipeline:
-    """What `DiffusionPipeline.from_pretrained` does, for the class it was called on."""
+    """What `DiffusionPipeline.from_pretrained` does, for the class it was called on. `choice` is `variant` and `use_safetensors`."""
     from ..pipeline import DiffusionPipeline
 
-    choice: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors}
+    hub = {name: given.pop(name) for name in HUB_OPTIONS if name in given}
     folder = download_pipeline(source, skip=set(given), choice=choice, **hub)
     index = ModelIndex.read(folder)
     if cls is DiffusionPipeline:
@@ -54,9 +52,8 @@ def load_pipeline(
         cls = component_class("_class_name", "diffusers", index.class_name)
         if not issubclass(cls, DiffusionPipeline):
             raise CheckpointError("Not a pipeline class.", where=where, got=index.class_name)
-    names, optional, defaults = cls.component_names(), cls.optional_names(), cls.option_defaults()
-    if unknown := sorted(given.keys() - {*names, *defaults} - _IGNORED):
-        raise InputError("No such component or option.", where=f"{cls.__name__}.from_pretrained", got=unknown, expected=list(names))
+    names, optional, defaults, _ = cls.declared()
+    cls._check_names(sorted(given.keys() - _IGNORED))
     values = {n: v for n, v in given.items() if n in names}
     wanted = {n: entry for n in names if n not in values and (entry := index.components.get(n)) is not None}
     if missing := [n for n in names if n not in wanted and values.get(n) is None and n not in optional]:
