@@ -1,7 +1,9 @@
 """model_index.json, and the classes that it names, which come from fixed tables only; how transformers is kept to itself."""
 
 from __future__ import annotations
+import atexit
 import contextlib
+import gc
 import importlib
 import re
 import sys
@@ -14,7 +16,16 @@ from ..config import Configurable
 from ..errors import CheckpointError, MissingDependencyError
 from .files import read_json
 
-__all__ = ["INDEX_NAME", "ModelIndex", "building", "component_class", "is_transformers", "library_of", "quiet_transformers"]
+__all__ = [
+    "INDEX_NAME",
+    "ModelIndex",
+    "building",
+    "component_class",
+    "is_transformers",
+    "library_of",
+    "quiet_transformers",
+    "without_collector",
+]
 
 INDEX_NAME = "model_index.json"
 _OWN = ("diffusers", "darkroom")
@@ -25,6 +36,9 @@ _BASES = ("PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin"
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # what transformers renamed
 # transformers swaps the default dtype and torch.nn.init of the whole process while it builds: networks are built one at a time
 building = threading.RLock()
+atexit.register(
+    gc.freeze
+)  # the last collection would look through every object of torch and transformers once more, for a second, to no end
 
 
 @dataclass
@@ -64,6 +78,18 @@ class ModelIndex:
             fix = "A single network is loaded with AutoModel.from_pretrained or its own class."
             raise CheckpointError("Not a pipeline: the folder has no model_index.json.", where=folder, fix=fix)
         return cls.parse(read_json(path), path)
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """No garbage collection until the end: what is imported and loaded stays, and looking through it takes a fifth of the time of an import."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 @contextlib.contextmanager

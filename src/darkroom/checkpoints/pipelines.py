@@ -13,7 +13,7 @@ from ..config import FORMAT_VERSION
 from ..errors import CheckpointError
 from .files import PathLike
 from .hub import HUB_OPTIONS, download_pipeline
-from .index import INDEX_NAME, ModelIndex, component_class
+from .index import INDEX_NAME, ModelIndex, component_class, without_collector
 from .models import check_dtype, load_component
 from .save import save_folder_atomic
 
@@ -30,6 +30,7 @@ _IGNORED = frozenset(
 )
 
 
+@without_collector()
 def load_pipeline(
     cls: type[DiffusionPipeline],
     source: PathLike,
