@@ -1,9 +1,5 @@
-"""darkroom: run open diffusion models from their checkpoints.
+"""darkroom: run open diffusion models from their checkpoints. Names are imported on first use: `import darkroom` costs next to nothing."""
 
-Names are imported on first use, so that `import darkroom` costs next to nothing.
-"""
-
-from __future__ import annotations
 from importlib import import_module
 from typing import Any
 from ._public import NAMES
@@ -15,9 +11,7 @@ __all__ = sorted(NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> Any:
     if name not in NAMES:
         raise AttributeError(f"module 'darkroom' has no attribute {name!r}")
-    value = getattr(import_module(f"darkroom.{NAMES[name]}"), name)
-    globals()[name] = value
-    return value
+    return globals().setdefault(name, getattr(import_module(f"darkroom.{NAMES[name]}"), name))
 
 
 def __dir__() -> list[str]:

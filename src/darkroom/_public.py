@@ -1,16 +1,13 @@
 """The public names and where each is defined: one static table, read without importing torch."""
 
-from __future__ import annotations
-
 __all__ = ["NAMES"]
 
 _BY_MODULE = {
     "core.guidance": "CFG PAG SAG",
     "core.tasks": "Image2Image Inpaint Text2Image",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
-    "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
-        StableDiffusionPAGImg2ImgPipeline StableDiffusionPAGInpaintPipeline StableDiffusionPAGPipeline
-        StableDiffusionPipeline StableDiffusionSAGPipeline""",
+    "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline StableDiffusionPAGImg2ImgPipeline
+        StableDiffusionPAGInpaintPipeline StableDiffusionPAGPipeline StableDiffusionPipeline StableDiffusionSAGPipeline""",
     "families.unconditional": "DDIMPipeline DDPMPipeline",
     "family": "Family ImagePipelineOutput",
     "models.auto": "AutoModel",

@@ -190,15 +190,9 @@ class DiffusionPipeline:
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: PathLike,
-        *,
-        dtype: DType = None,
-        torch_dtype: DType = None,
-        variant: str | None = None,
-        use_safetensors: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        cls, pretrained_model_name_or_path: PathLike, *, dtype: DType = None, torch_dtype: DType = None, variant: str | None = None,
+        use_safetensors: bool | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Load a pipeline: on `DiffusionPipeline` of the class that the checkpoint names, on a concrete class of that class.
 
         Args:

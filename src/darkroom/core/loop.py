@@ -1,6 +1,5 @@
 """The denoising loop, written once. It is a generator: progress, previews, callbacks and interruption live in its caller."""
 
-from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +10,7 @@ __all__ = ["denoise"]
 
 
 def denoise(pipe: Any, run: Run, guidance: Guidance) -> Iterator[Run]:
-    """Run the scheduler's steps on `run.x`, yielding after each one.
-
-    `pipe` offers `task`, `predict(pipe, run, t, x, branches)` and `denoise_once`.
-    """
+    """Run the scheduler's steps on `run.x`, yielding after each. `pipe` offers `task`, `predict(pipe, run, t, x, branches)`, `denoise_once`."""
     takes = inspect.signature(run.scheduler.step).parameters
     options = {k: v for k, v in pipe.step_options(run).items() if k in takes}
     for index, t in enumerate(run.timesteps):

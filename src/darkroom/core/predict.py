@@ -1,6 +1,5 @@
 """How the branches of one step reach the denoiser: together in one batch, or one after another."""
 
-from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 import torch

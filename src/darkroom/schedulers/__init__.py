@@ -1,6 +1,5 @@
 """Schedulers: one file per algorithm. Classes are imported on first use."""
 
-from __future__ import annotations
 from importlib import import_module
 from typing import Any
 from .._public import NAMES

@@ -1,6 +1,5 @@
 """Linear multistep sampling on the manifold of the diffusion process."""
 
-from __future__ import annotations
 from typing import Any
 import numpy as np
 from torch import Tensor
