@@ -16,7 +16,17 @@ from darkroom import schedulers
 from darkroom.core.random import randn
 from darkroom.errors import CheckpointError, ConfigError, DarkroomError, InputError
 
-NAMES = [name for name in schedulers.__all__ if name not in ("Scheduler", "KarrasScheduler", "SchedulerOutput")]
+NEW = ["ERSDEScheduler", "RESMultistepScheduler"]  # beyond the reference
+INVERSE = ["DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"]
+SDE = "DPMSolverSDEScheduler"
+KNOWN = [
+    *INVERSE, SDE, "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
+    "SASolverScheduler", "UniPCMultistepScheduler",
+]  # fmt: skip
+NAMES = sorted([*KNOWN, *NEW])
+pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")  # torchsde, of the rounding of an interval's ends
 SD = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "skip_prk_steps": True,
     "set_alpha_to_one": False, "clip_sample": False, "trained_betas": None, "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0",
@@ -38,7 +48,7 @@ def step(scheduler, x, t):
 # configuration and files
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KNOWN)
 def test_a_file_of_the_reference_loads_and_the_reverse(name, tmp_path):
     ref = getattr(diffusers, name)(num_train_timesteps=500, beta_end=0.03)
     ref.save_pretrained(tmp_path / "ref" / "scheduler")
@@ -52,7 +62,7 @@ def test_a_file_of_the_reference_loads_and_the_reverse(name, tmp_path):
     assert {k: v for k, v in back.config.items() if not k.startswith("_")} == shown
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KNOWN)
 def test_the_config_of_another_class_gives_what_the_reference_gives(name):
     mine, ref = getattr(schedulers, name).from_config(SD), getattr(diffusers, name).from_config(SD)
     assert mine.config == {k: v for k, v in ref.config.items() if not k.startswith("_")}
@@ -68,6 +78,8 @@ def test_switching_there_and_back_restores_hidden_values(name):
     assert there.config["sigma_max"] == 20.0
     back = schedulers.EulerDiscreteScheduler.from_config(there.config)
     assert back.config == first.config
+    if name in NEW:
+        return
     reference = diffusers.EulerDiscreteScheduler(use_karras_sigmas=True, sigma_max=20.0, beta_schedule="scaled_linear")
     assert set(there.config) == {k for k in getattr(diffusers, name).from_config(reference.config).config if k[0] != "_"}
 
@@ -91,10 +103,53 @@ def test_overrides_and_unused_options():
     assert scheduler.config.beta_end == 0.5 and unused == {"colour": "red"}
 
 
-def test_compatibles_have_a_fixed_order():
-    expected = sorted(NAMES)
-    for name in NAMES:
-        assert [c.__name__ for c in build(name).compatibles] == expected
+@pytest.mark.parametrize("name", KNOWN)
+def test_compatibles_are_the_references_and_the_new_ones_in_a_fixed_order(name):
+    found = [c.__name__ for c in build(name).compatibles]
+    known = {c.__name__ for c in getattr(diffusers, name)().compatibles}
+    assert found == sorted({*known, *NEW} if len(known) > 1 else known)
+
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0, "base_shift": 0.5}
+FLOWING = [
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "ERSDEScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "RESMultistepScheduler",
+    "SASolverScheduler", "UniPCMultistepScheduler",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOWING)
+def test_a_flow_travels_through_every_class_and_back(name):
+    flow = build("FlowMatchEulerDiscreteScheduler", shift=3.0)
+    for source in (FLOW, flow.config):
+        there = getattr(schedulers, name).from_config(source)
+        assert there.flow and there.flow_shift == 3.0
+        again = getattr(schedulers, name).from_config(json.loads(there.to_json()))
+        assert again.config == there.config and again.flow and again.flow_shift == 3.0
+        back = schedulers.FlowMatchEulerDiscreteScheduler.from_config(there.config)
+        assert back.config.shift == 3.0 and back.config.names() == flow.config.names()
+    other = getattr(schedulers, name).from_config(FLOW, flow_shift=5.0)
+    assert other.flow_shift == 5.0 and build(name, prediction_type="flow_prediction", flow_shift=5.0).flow_shift == 5.0
+    assert not build(name).flow and "flow_shift" not in build("EulerDiscreteScheduler").config
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in FLOWING and n != "DPMSolverMultistepInverseScheduler"])
+def test_no_flows_where_they_have_no_meaning(name):
+    with pytest.raises(ConfigError, match="prediction_type"):
+        build(name, prediction_type="flow_prediction")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configurations_do_not_change(name):
+    scheduler = build(name)
+    before = dict(scheduler.config)
+    scheduler.set_timesteps(9)
+    torch.manual_seed(0)
+    for t in scheduler.timesteps[:3]:
+        step(scheduler, seeded(), t)
+    assert dict(scheduler.config) == before
+    with pytest.raises(AttributeError):
+        scheduler.config.num_train_timesteps = 5
 
 
 def test_trained_betas_of_any_kind():
@@ -179,7 +234,7 @@ def test_x0_and_eps_undo_the_noise(name):
         scheduler.set_timesteps(8)
         x0, eps, t = seeded(1), seeded(2), scheduler.timesteps[3]
         alpha, sigma = scheduler.signal_and_noise(t, x0)
-        assert torch.allclose(alpha**2 + sigma**2, torch.ones(()), atol=1e-6)
+        assert torch.allclose(alpha**2 + sigma**2, torch.ones(()), atol=1e-6)  # flows: in test_mathematics
         x = alpha * x0 + sigma * eps
         out = eps if prediction == "epsilon" else scheduler.get_velocity(x0, eps, t[None])
         got = scheduler.x0_and_eps(x, out, alpha, sigma)
@@ -199,6 +254,8 @@ def test_the_weights_of_lms_are_integrals():
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_read_nothing_back_from_the_device(name):
     """Tensors on the meta device have no values: whatever would wait for a GPU to read one fails here."""
+    if name == SDE:
+        return  # a Brownian tree is values
     options = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") else {}
     scheduler = build(name, **options)
     scheduler.set_timesteps(12, device="meta")
@@ -206,7 +263,7 @@ def test_steps_read_nothing_back_from_the_device(name):
     for t in scheduler.timesteps:
         x = step(scheduler, x, t)
         assert x.device.type == "meta"
-    if name not in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"):
+    if hasattr(scheduler, "sigmas"):
         scheduler.set_begin_index(3)
         assert scheduler.add_noise(x, x, scheduler.timesteps[3:4]).shape == x.shape
 
@@ -254,7 +311,25 @@ BAD = [
     ("DPMSolverMultistepScheduler", {"solver_type": "euler"}, "solver_type"),
     ("DPMSolverMultistepScheduler", {"solver_order": 4}, "solver_order"),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, "final_sigmas_type"),
-    ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}, "prediction_type"),
+    ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "flow_shift": 0.0}, "flow_shift"),
+    ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "flow_shift": -3.0}, "flow_shift"),
+    ("EulerDiscreteScheduler", {"prediction_type": "flow_prediction", "flow_shift": "much"}, "flow_shift"),
+    ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
+    ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver"}, "final_sigmas_type"),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 4}, "solver_order"),
+    ("DEISMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type"),
+    ("UniPCMultistepScheduler", {"solver_order": 0}, "solver_order"),
+    ("UniPCMultistepScheduler", {"solver_type": "bh3"}, "solver_type"),
+    ("UniPCMultistepScheduler", {"shift_terminal": 0.1}, "shift_terminal"),
+    ("UniPCMultistepScheduler", {"solver_p": "euler"}, "solver_p"),
+    ("UniPCMultistepScheduler", {"disable_corrector": 3}, "disable_corrector"),
+    ("SASolverScheduler", {"predictor_order": 5}, "predictor_order"),
+    ("SASolverScheduler", {"corrector_order": 0}, "corrector_order"),
+    ("SASolverScheduler", {"tau_func": 0.5}, "tau_func"),
+    ("DDIMInverseScheduler", {"timestep_spacing": "linspace"}, "timestep_spacing"),
+    ("DPMSolverSDEScheduler", {"noise_sampler_seed": 0.5}, "noise_sampler_seed"),
+    ("ERSDEScheduler", {"noise_scale": "loud"}, "noise_scale"),
+    ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "use_karras_sigmas and use_exponential_sigmas"),
 ]  # fmt: skip
 
 
@@ -291,6 +366,14 @@ CONFLICTS = [
     ("DDPMScheduler", {}, {"timesteps": [1000, 9]}),
     ("DDPMScheduler", {}, {"timesteps": [9, -1]}),
     ("PNDMScheduler", {}, {"num_inference_steps": 3}),
+    ("DEISMultistepScheduler", {}, {"num_inference_steps": 5, "mu": 0.5}),
+    ("DPMSolverSinglestepScheduler", {}, {"num_inference_steps": 5, "timesteps": [9, 5]}),
+    ("DPMSolverSinglestepScheduler", {"use_karras_sigmas": True}, {"timesteps": [9, 5]}),
+    ("UniPCMultistepScheduler", {}, {"sigmas": [0.9, 0.5]}),
+    ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "use_dynamic_shifting": True}, {"num_inference_steps": 5}),
+    ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "use_karras_sigmas": True}, {"sigmas": [0.9, 0.5]}),
+    ("RESMultistepScheduler", {}, {"sigmas": [0.9, 0.5]}),
+    ("RESMultistepScheduler", {}, {"num_inference_steps": 5, "mu": 0.5}),
 ]
 
 
@@ -300,7 +383,10 @@ def test_schedules_that_contradict(name, options, call):
         build(name, **options).set_timesteps(**call)
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"])
+MULTISTEP = ["DEISMultistepScheduler", "DPMSolverSinglestepScheduler", "SASolverScheduler", "UniPCMultistepScheduler", *NEW]
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", *MULTISTEP, *INVERSE])
 def test_a_step_before_the_schedule(name):
     with pytest.raises(InputError, match="set_timesteps"):
         build(name).step(seeded(), 5, seeded())
@@ -398,3 +484,48 @@ def test_third_order_sde_with_noise_prediction():
     (base, ode), (same, sde) = results["dpmsolver"], results["sde-dpmsolver"]
     assert torch.allclose(base, same) and torch.allclose(sde - base, 2 * (ode - base), atol=1e-6)
     assert (ode - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", FLOWING)
+@pytest.mark.parametrize("schedule", ["karras", "exponential", "beta"])
+def test_sigma_schedules_of_flows(name, schedule):
+    """The reference puts noise-to-signal ratios above 1 on a path that ends at 1, but in UniPC with Karras sigmas, whose rule this is."""
+    if name == "EulerAncestralDiscreteScheduler":
+        return
+    kind, reference = getattr(schedulers, name), diffusers.UniPCMultistepScheduler(use_karras_sigmas=True, use_flow_sigmas=True)
+    scheduler = kind.from_config(
+        {"prediction_type": "flow_prediction", f"use_{schedule}_sigmas": True, "beta_start": 1e-4, "beta_end": 0.02}
+    )
+    scheduler.set_timesteps(10)
+    reference.set_timesteps(10)
+    x = seeded()
+    if schedule == "karras" and scheduler.order == 1:
+        assert torch.allclose(scheduler.sigmas[:-1], reference.sigmas[:-1])
+    for t in scheduler.timesteps:
+        x = step(scheduler, x, t)
+    assert x.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("UniPCMultistepScheduler", {"solver_type": "bh1"}),
+        ("UniPCMultistepScheduler", {"lower_order_final": False}),
+        (
+            "UniPCMultistepScheduler",
+            {"lower_order_final": False, "solver_order": 3, "final_sigmas_type": "sigma_min", "use_karras_sigmas": True},
+        ),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3, "final_sigmas_type": "sigma_min", "use_exponential_sigmas": True}),
+        ("DPMSolverMultistepScheduler", {"solver_type": "heun", "final_sigmas_type": "sigma_min", "use_exponential_sigmas": True}),
+    ],
+)
+def test_runs_that_the_reference_ends_with_no_number(name, options):
+    """Its last step divides zero by zero, or infinity by infinity."""
+    ends = []
+    for library in (schedulers, diffusers):
+        scheduler, x = getattr(library, name)(**options), seeded()
+        scheduler.set_timesteps(20)
+        for t in scheduler.timesteps:
+            x = step(scheduler, x, t)
+        ends.append(x)
+    assert ends[0].isfinite().all() and not ends[1].isfinite().all()

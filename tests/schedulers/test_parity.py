@@ -10,9 +10,9 @@ import pytest
 import torch
 from darkroom import schedulers
 
-NAMES = [name for name in schedulers.__all__ if name not in ("Scheduler", "KarrasScheduler", "SchedulerOutput")]
-SIGMA_SPACE = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler")
-DPM = "DPMSolverMultistepScheduler"
+DPM, SDE, SASOLVER, UNIPC = "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "SASolverScheduler", "UniPCMultistepScheduler"
+INVERSE, SINGLE, DEIS = "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"
+TWO_STAGES = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", SDE)
 SHAPE = (2, 3, 4, 4)
 
 
@@ -58,7 +58,7 @@ def walk(mine, ref, begin=0, dtype=torch.float32, generators=None, outputs=1, **
         x, y = mine.add_noise(x, noise, t), ref.add_noise(y, noise, t)
         close(x, y)
     else:
-        if hasattr(ref, "set_begin_index") and ref.timesteps[0] == ref.timesteps[1]:
+        if hasattr(ref, "set_begin_index") and ref.timesteps[0] in ref.timesteps[1:]:
             ref.set_begin_index(0)  # or the reference would begin at the second step and run off the end
         x, y = x * mine.init_noise_sigma, y * ref.init_noise_sigma
     for t, u in zip(mine.timesteps[begin:], ref.timesteps[begin:], strict=True):
@@ -74,12 +74,32 @@ def walk(mine, ref, begin=0, dtype=torch.float32, generators=None, outputs=1, **
     return x
 
 
+def without(case, *names):
+    return {k: v for k, v in case.items() if k not in names}
+
+
 def grid(**axes):
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 SPACINGS = ["linspace", "leading", "trailing"]
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+DISCRETE = [
+    *grid(prediction_type=PREDICTIONS, timestep_spacing=SPACINGS, steps_offset=[0, 1]),
+    *grid(thresholding=[True], sample_max_value=[1.0, 2.5], dynamic_thresholding_ratio=[0.9, 0.995]),
+    *grid(clip_sample=[True, False], clip_sample_range=[0.5], beta_schedule=["scaled_linear", "squaredcos_cap_v2"]),
+    *grid(rescale_betas_zero_snr=[True], prediction_type=["v_prediction", "sample"], timestep_spacing=SPACINGS),
+]
+MIDPOINT = [
+    *grid(prediction_type=["epsilon", "v_prediction"], timestep_spacing=SPACINGS, steps_offset=[0, 1]),
+    *grid(sigmas=["karras", "exponential", "beta"], beta_schedule=["linear", "scaled_linear", "squaredcos_cap_v2"]),
+]
+MULTISTEP = [
+    *grid(prediction_type=PREDICTIONS, timestep_spacing=SPACINGS),
+    *grid(sigmas=["karras", "exponential", "beta"], beta_schedule=["linear", "squaredcos_cap_v2"]),
+    *grid(use_flow_sigmas=[True], prediction_type=["flow_prediction", "epsilon"], flow_shift=[1.0, 3.0]),
+    *grid(thresholding=[True], sample_max_value=[2.5], beta_schedule=["scaled_linear"], steps_offset=[1], timestep_spacing=["leading"]),
+]
 CASES = {
     "DDPMScheduler": [
         *grid(prediction_type=PREDICTIONS, timestep_spacing=SPACINGS),
@@ -146,7 +166,49 @@ CASES = {
         *grid(rescale_betas_zero_snr=[True], prediction_type=["v_prediction"], timestep_spacing=SPACINGS, steps_offset=[0, 1]),
         *grid(algorithm_type=["deis"], solver_type=["logrho", "bh1", "bh2"], final_sigmas_type=["sigma_min"]),
     ],
+    INVERSE: [
+        *MULTISTEP,
+        *grid(solver_order=[1, 2, 3], algorithm_type=["dpmsolver", "dpmsolver++"], solver_type=["midpoint", "heun"]),
+        *grid(solver_order=[1, 2], algorithm_type=["sde-dpmsolver", "sde-dpmsolver++"], solver_type=["midpoint", "heun"]),
+        *grid(euler_at_final=[True], lower_order_final=[True, False], lambda_min_clipped=[-5.1], timestep_spacing=SPACINGS),
+    ],
+    SINGLE: [
+        *(without(case, "timestep_spacing", "steps_offset") for case in MULTISTEP),
+        *grid(solver_order=[1, 2, 3], algorithm_type=["dpmsolver++", "sde-dpmsolver++"], solver_type=["midpoint", "heun"]),
+        *grid(solver_order=[2, 3], algorithm_type=["dpmsolver"], solver_type=["midpoint", "heun"], final_sigmas_type=["sigma_min"]),
+        *grid(solver_order=[2, 3], lower_order_final=[True], final_sigmas_type=["zero", "sigma_min"], lambda_min_clipped=[-5.1]),
+    ],
+    DEIS: [
+        *MULTISTEP,
+        *grid(solver_order=[1, 2, 3], lower_order_final=[True, False], sigmas=[None, "karras"]),
+        *grid(algorithm_type=["dpmsolver++"], solver_type=["midpoint", "heun", "bh2"]),
+    ],
+    UNIPC: [
+        *MULTISTEP,
+        *grid(solver_order=[1, 2, 3, 4], predict_x0=[True, False], solver_type=["bh1", "bh2"], final_sigmas_type=["sigma_min"]),
+        *grid(solver_order=[2, 3], disable_corrector=[[0], [0, 1, 5]], lower_order_final=[True]),
+        *grid(use_flow_sigmas=[True], prediction_type=["flow_prediction"], sigmas=["karras"], sigma_min=[None, 0.05], sigma_max=[None, 20.0]),
+        *grid(use_flow_sigmas=[True], prediction_type=["flow_prediction"], shift_terminal=[0.02, 0.1], flow_shift=[3.0]),
+        *grid(rescale_betas_zero_snr=[True], prediction_type=["v_prediction"], timestep_spacing=SPACINGS),
+    ],
+    SASOLVER: [
+        *MULTISTEP,
+        *grid(predictor_order=[1, 2, 3, 4], corrector_order=[1, 2, 3, 4], algorithm_type=["data_prediction", "noise_prediction"]),
+        *grid(lower_order_final=[False], lambda_min_clipped=[-5.1], timestep_spacing=SPACINGS, predictor_order=[3]),
+        *grid(tau_func=[lambda t: 0.5, lambda t: 0.0]),
+    ],
+    "KDPM2DiscreteScheduler": MIDPOINT,
+    "KDPM2AncestralDiscreteScheduler": MIDPOINT,
+    SDE: [{**case, "noise_sampler_seed": seed} for case, seed in zip(MIDPOINT, [3, [1, 2]] * len(MIDPOINT))],
+    "DDIMParallelScheduler": DISCRETE,
+    "DDPMParallelScheduler": DISCRETE,
+    "DDIMInverseScheduler": [
+        *grid(prediction_type=PREDICTIONS, timestep_spacing=["leading", "trailing"], set_alpha_to_one=[True, False]),
+        *grid(steps_offset=[1], clip_sample=[True, False], clip_sample_range=[0.5], beta_schedule=["scaled_linear"]),
+        *grid(rescale_betas_zero_snr=[True], prediction_type=["v_prediction"]),
+    ],
 }  # fmt: skip
+NAMES = sorted(CASES)
 
 
 def spelled(case):
@@ -167,10 +229,12 @@ def ready(name, steps=10, **options):
 @pytest.mark.parametrize("name", NAMES)
 def test_signatures_and_defaults_are_the_references(name):
     mine, ref = getattr(schedulers, name), getattr(diffusers, name)
-    expected = list(inspect.signature(ref.__init__).parameters.values())[1:]
+    expected = [p for p in list(inspect.signature(ref.__init__).parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
     got = inspect.signature(mine).parameters.values()
     assert [(p.name, p.default) for p in got] == [(p.name, p.default) for p in expected]
-    for method in ("set_timesteps", "step", "add_noise"):
+    for method in ("set_timesteps", "step", "add_noise", "batch_step_no_noise"):
+        if not hasattr(ref, method):
+            continue
         got, want = (list(inspect.signature(getattr(c, method)).parameters) for c in (mine, ref))
         assert got == want
     assert mine.order == ref.order
@@ -184,15 +248,17 @@ def test_runs_agree(name, index):
 @pytest.mark.parametrize("beta_schedule", ["scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_samples(name, beta_schedule):
-    mine, ref = ready(name, 10, beta_schedule=beta_schedule)
+    mine, ref = ready(name, 10, beta_schedule=beta_schedule, **{"noise_sampler_seed": 1} if name == SDE else {})
     walk(mine, ref, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("begin", [3, 7])
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "PNDMScheduler"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("PNDMScheduler", INVERSE, "DDIMInverseScheduler")])
 def test_runs_from_the_middle(name, begin):
     options = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading", "steps_offset": 1}
-    walk(*ready(name, 10, **options), begin=2 * begin if name == "HeunDiscreteScheduler" else begin)
+    options = without(options, "timestep_spacing", "steps_offset") if name == SINGLE else options
+    options |= {"noise_sampler_seed": 1} if name == SDE else {}
+    walk(*ready(name, 10, **options), begin=2 * begin if name in TWO_STAGES else begin)
 
 
 @pytest.mark.parametrize("begin", [1, 4])
@@ -205,8 +271,8 @@ def test_a_list_of_generators(name):
     def make():
         return [torch.Generator().manual_seed(i) for i in (5, 6)]
 
-    options = {"eta": 0.8} if name == "DDIMScheduler" else {"s_churn": 5.0} if name == "EulerDiscreteScheduler" else {}
-    config = {"algorithm_type": "sde-dpmsolver++"} if name == DPM else {}
+    options = {"eta": 0.8} if name.startswith("DDIM") else {"s_churn": 5.0} if name == "EulerDiscreteScheduler" else {}
+    config = {"algorithm_type": "sde-dpmsolver++"} if name in (DPM, SINGLE, INVERSE) else {}
     walk(*ready(name, **config), generators=make, **options)
 
 
@@ -249,7 +315,7 @@ def test_dpm_learned_variance():
 AYS = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
 
 
-@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", DPM])
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", DPM, SINGLE])
 def test_custom_timesteps(name):
     mine, ref = pair(name, beta_schedule="scaled_linear")
     mine.set_timesteps(timesteps=AYS)
@@ -265,27 +331,65 @@ def test_custom_sigmas():
     walk(mine, ref)
 
 
-def test_dynamic_shifting():
+@pytest.mark.parametrize("name", [DPM, SINGLE, DEIS, UNIPC])
+def test_dynamic_shifting(name):
     options = {"use_dynamic_shifting": True, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-    mine, ref = pair(DPM, **options)
+    mine, ref = pair(name, **options)
     mine.set_timesteps(10, mu=0.7)
     ref.set_timesteps(10, mu=0.7)
     walk(mine, ref)
     assert mine.config.flow_shift == 1.0
 
 
+@pytest.mark.parametrize("options", [{}, {"use_dynamic_shifting": True}, {"flow_shift": 3.0}, {"shift_terminal": 0.1}])
+def test_unipc_through_given_sigmas(options):
+    mine, ref = pair(UNIPC, use_flow_sigmas=True, prediction_type="flow_prediction", **options)
+    for scheduler in (mine, ref):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.1, 8), mu=0.7 if "use_dynamic_shifting" in options else None)
+    walk(mine, ref)
+
+
+def test_unipc_with_another_predictor():
+    mine, ref = getattr(schedulers, UNIPC), getattr(diffusers, UNIPC)
+    mine, ref = (kind(solver_p=getattr(m, DPM)()) for kind, m in ((mine, schedulers), (ref, diffusers)))
+    mine.set_timesteps(10)
+    ref.set_timesteps(10)
+    walk(mine, ref)
+
+
+@pytest.mark.parametrize("name", ["DDIMParallelScheduler", "DDPMParallelScheduler"])
+@pytest.mark.parametrize("case", DISCRETE)
+def test_steps_of_rows(name, case):
+    mine, ref = ready(name, 12, **case)
+    for dtype in (torch.float32, torch.bfloat16):
+        out, t, x = seeded(1, dtype=dtype), ref.timesteps[torch.tensor([11, 4])], seeded(2, dtype=dtype)
+        close(mine.batch_step_no_noise(out, t, x), ref.batch_step_no_noise(out, t, x))
+
+
+def test_ddim_inverse_of_an_old_file():
+    old = {"set_alpha_to_zero": False}
+    mine, ref = schedulers.DDIMInverseScheduler(**old), diffusers.DDIMInverseScheduler(**old)
+    assert torch.equal(mine.initial_alpha_cumprod, ref.initial_alpha_cumprod) and mine.initial_alpha_cumprod < 1
+    assert torch.equal(schedulers.DDIMInverseScheduler.from_config(old).initial_alpha_cumprod, ref.initial_alpha_cumprod)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_noise_of_training_rows(name, dtype):
     mine, ref = ready(name, 20, beta_schedule="scaled_linear")
-    t = mine.timesteps[torch.tensor([12, 3])]
+    if not hasattr(ref, "add_noise"):
+        return
+    t = mine.timesteps[torch.tensor([12, 4])]
     x0, noise = seeded(1, dtype=dtype), seeded(2, dtype=dtype)
     close(mine.add_noise(x0, noise, t), ref.add_noise(x0, noise, t))
-    if name in ("DDPMScheduler", "DDIMScheduler"):
+    if hasattr(ref, "get_velocity") and not name.startswith("Euler"):
         close(mine.get_velocity(x0, noise, t), ref.get_velocity(x0, noise, t))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("HeunDiscreteScheduler", DPM)])
+BEFORE = ["DDIM", "DDPM", "DDIMParallel", "DDPMParallel", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete"]
+
+
+@pytest.mark.parametrize("name", [f"{name}Scheduler" for name in BEFORE])
 def test_noise_before_a_run(name):
     mine, ref = pair(name)
     t = torch.tensor([17, 930])

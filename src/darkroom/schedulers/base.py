@@ -3,10 +3,10 @@
 from __future__ import annotations
 import numbers
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,13 +19,23 @@ from ..errors import ConfigError, InputError
 from ..outputs import Output
 from . import process
 
-__all__ = ["Device", "KarrasScheduler", "Scheduler", "SchedulerOutput", "SigmaScheduler", "Stepped", "Timestep", "options"]
+__all__ = ["Device", "KarrasScheduler", "Scheduler", "SchedulerOutput", "SigmaScheduler", "Stepped", "Timestep", "options", "roots"]
 
 Device = torch.device | str | None
 Timestep = Tensor | float
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
+FLOWS = (*PREDICTIONS, "flow_prediction")
 SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 LEADING, LINSPACE = ("leading", "linspace", "trailing"), ("linspace", "leading", "trailing")  # the default spacing first
+# what a flow-matching network was trained with; classes that have no such option keep it beside theirs, and heed it
+PATH_OPTIONS = ("use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal")
+# the classes that share one configuration: the reference's, and those that it does not have
+KARRAS = (
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler", "EDMEulerScheduler", "ERSDEScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
+    "RESMultistepScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
 LARGEST_TABLE = 1_000_000  # a file may ask for any number; this bounds what it costs
 KINDS: dict[Any, Any] = {bool: (bool, np.bool_, types.NoneType), int: numbers.Integral, float: numbers.Real}  # for a switch, None is off
 
@@ -64,6 +74,10 @@ class Scheduler(Configurable):
     """
 
     config_name: ClassVar[str] = "scheduler_config.json"
+    _compatibles: ClassVar[tuple[str, ...]] = ()  # other classes that this configuration can be given to
+    kind: ClassVar[str] = "diffusion"  # the row of the catalogue: what is sampled,
+    accuracy: ClassVar[str] = "1"  # the order of convergence where it is one,
+    paper: ClassVar[str] = ""  # and the source
     order: ClassVar[int] = 1
     init_noise_sigma: float | Tensor = 1.0
     num_inference_steps: int | None = None
@@ -114,6 +128,12 @@ class Scheduler(Configurable):
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         write_text_atomic(Path(save_directory) / self.config_name, self.to_json())
 
+    @property
+    def compatibles(self) -> list[type[Scheduler]]:
+        """The classes that this configuration can be given to, by name; this one among them."""
+        kinds = {type(self), *(getattr(schedulers, name) for name in self._compatibles if name in schedulers.__all__)}
+        return sorted(kinds, key=lambda kind: kind.__name__)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json()}"
 
@@ -126,7 +146,22 @@ class Scheduler(Configurable):
 
     @timesteps.setter
     def timesteps(self, value: Tensor) -> None:
-        self._timesteps, self._numbers = value, value.tolist()
+        self._know(value, value.tolist())
+
+    def _know(self, timesteps: Tensor, numbers: list[float]) -> None:
+        first: dict[float, int] = {}
+        places: dict[float, int] = {}
+        for place, number in enumerate(numbers):
+            if first.setdefault(number, place) == place or first[number] == places[number] != 0:  # a whole run begins at its first step
+                places[number] = place
+        self._timesteps, self._numbers, self._places = timesteps, numbers, places
+        self._memo: dict[Any, Any] = {}
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives for the present schedule, made when it is first asked for."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
 
     def number(self, timestep: Timestep) -> Any:
         """A timestep as a Python number. An item of `timesteps` is known by its place in memory, so that no device is waited for."""
@@ -149,7 +184,7 @@ class Scheduler(Configurable):
 
     def _install(self, timesteps: np.ndarray, device: Device) -> None:
         """Make this the schedule of a new run."""
-        self._timesteps, self._numbers = torch.from_numpy(timesteps).to(device), timesteps.tolist()
+        self._know(torch.from_numpy(timesteps).to(device), timesteps.tolist())
         self._restart()
 
     def index_for_timestep(self, timestep: Timestep) -> int:
@@ -157,10 +192,8 @@ class Scheduler(Configurable):
         value = self.number(timestep)
         if self._timesteps.dtype == torch.float32:
             value = float(np.float32(value))
-        found = [i for i, t in enumerate(self._numbers) if t == value]
-        if not found:
-            return self._absent(value)
-        return found[0] if found[0] == 0 else found[min(1, len(found) - 1)]  # a whole run begins at its first step
+        place = self._places.get(value)
+        return self._absent(value) if place is None else place
 
     def _absent(self, timestep: float) -> int:
         raise self._error("No timestep of the schedule.", "timesteps", timestep, fix="Pass items of timesteps, not their positions.")
@@ -181,7 +214,7 @@ class Scheduler(Configurable):
             raise self._error("Exactly one of these is needed.", "set_timesteps", ", ".join(given) or "none", " or ".join(choices))
         steps, most = num_inference_steps, self.config.num_train_timesteps
         if steps is None:
-            steps, most = len(schedules[given[0]] or ()), LARGEST_TABLE
+            steps, most = len(choices[given[0]]), LARGEST_TABLE  # type: ignore[arg-type]
         if not isinstance(steps, numbers.Integral) or not 1 <= int(steps) <= most:
             raise self._error("A run cannot have this number of steps.", f"set_timesteps, {given[0]}", steps, f"1 to {most}")
         return int(steps)
@@ -213,12 +246,24 @@ class BetaConfig(Config):
     trained_betas: tuple[float, ...] | None = None
 
 
+def roots(*values: np.float32) -> tuple[Tensor, ...]:
+    """Square roots as tensors (), by torch, whose rounding differs from numpy's."""
+    return (torch.from_numpy(np.array(values, dtype=np.float32)) ** 0.5).unbind()
+
+
 def options(**defaults: Any) -> type[Config]:
-    """The configuration of betas and these options, in this order. A tuple lists the choices, the default first; None is for a number."""
+    """The configuration of betas and these options, in this order. A tuple lists the choices, the default first; None is for a number, a
+    type for an object of it, or none.
+    """
     fields: list[tuple[str, Any, Any]] = []
     for name, value in defaults.items():
-        kind = Literal.__getitem__(value) if isinstance(value, tuple) else float | None if value is None else type(value)
-        fields.append((name, kind, value[0] if isinstance(value, tuple) else value))
+        if isinstance(value, (type, types.UnionType)):
+            fields.append((name, value | None, None))
+        elif isinstance(value, tuple):
+            fields.append((name, Literal.__getitem__(value), value[0]))
+        else:
+            kind: Any = float | None if value is None else tuple if isinstance(value, list) else type(value)
+            fields.append((name, kind, value))
     return make_dataclass("Config", fields, bases=(BetaConfig,), frozen=True, eq=False, repr=False)
 
 
@@ -228,6 +273,8 @@ class KarrasScheduler(Scheduler):
     These schedulers can replace one another. `betas`, `alphas` and `alphas_cumprod` are (num_train_timesteps,) float32 on the CPU, and
     `final_alpha_cumprod` is alpha bar of the data itself, where the last step ends. This base is for integer timesteps that index the table.
     """
+
+    _compatibles: ClassVar[tuple[str, ...]] = KARRAS
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -245,12 +292,6 @@ class KarrasScheduler(Scheduler):
         self.alphas_cumprod = self.alphas.cumprod(0)
         self.final_alpha_cumprod = torch.tensor(1.0) if self._option("set_alpha_to_one", True) else self.alphas_cumprod[0]
         self.timesteps = torch.arange(config.num_train_timesteps - 1, -1, -1)
-
-    @property
-    def compatibles(self) -> list[type[Scheduler]]:
-        """The classes that this configuration can be given to, by name."""
-        kinds = [getattr(schedulers, name) for name in schedulers.__all__]
-        return [kind for kind in kinds if issubclass(kind, KarrasScheduler) and hasattr(kind, "Config")]
 
     def _option(self, name: str, default: Any = False) -> Any:
         """An option of this class, or `default` where it has none (a key that is kept for another class does not count)."""
@@ -274,6 +315,19 @@ class KarrasScheduler(Scheduler):
         """Alpha bar at an integer timestep, `final_alpha_cumprod` below 0: ()."""
         return self.alphas_cumprod[t] if t >= 0 else self.final_alpha_cumprod
 
+    def _bar(self, t: int) -> np.float32:
+        """Alpha bar at an integer timestep, for arithmetic that is quicker than that of tensors ()."""
+        if t < 0:
+            return np.float32(self.final_alpha_cumprod)
+        return self._once("bars", lambda: self.alphas_cumprod.cpu().numpy())[t]
+
+    def bars(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha bar at the timesteps (B,) of the rows of `like` (B, ...), and one stride further, 1 behind the data: (B, 1, ...) each."""
+        t = timesteps.reshape(-1, *[1] * (like.ndim - 1))
+        table, steps = self.alphas_cumprod.to(like.device), self.config.num_train_timesteps
+        after = t - steps // (self.num_inference_steps or steps)
+        return table[t], torch.where(after < 0, 1.0, table[after.clamp(min=0)])
+
     def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at timesteps () or (B,), in dtype and device of `like` (B, ...): each (B, 1, ...)."""
         bar = self.alphas_cumprod.to(like)[timesteps.to(like.device)].reshape(-1, *[1] * (like.ndim - 1))
@@ -294,11 +348,31 @@ class KarrasScheduler(Scheduler):
         return alpha * noise - sigma * sample
 
 
+class Course(NamedTuple):
+    """alpha, sigma and half the log-SNR, log(alpha / sigma), at every position of a run: (steps + 1,) each, float32."""
+
+    alpha: Tensor
+    sigma: Tensor
+    lam: Tensor
+
+
 class SigmaScheduler(KarrasScheduler):
-    """A run is a row of descending `sigmas`, (steps + 1,), in float32 on the CPU; the sample stays variance-preserving."""
+    """A run is a row of descending `sigmas`, (steps + 1,), in float32 on the CPU: noise-to-signal ratios of a variance-preserving process, or,
+    for a flow, the sigma of its straight path x = (1 - sigma) x0 + sigma eps, whose timesteps are sigma x num_train_timesteps.
+
+    The path is a flow's if the network predicts "flow_prediction", or if `use_flow_sigmas` says so: also where only another class has that
+    option. It is the only place where the two kinds differ: solvers read alpha, sigma and log-SNR off `path`.
+    """
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
+        self.flow = config.prediction_type == "flow_prediction" or (self._flows() and bool(config.get("use_flow_sigmas")))
+        given = "flow_shift" in config and "flow_shift" not in config.defaulted
+        self.flow_shift = config["flow_shift"] if given else config.get("shift", 1.0)
+        if self.flow and not (isinstance(self.flow_shift, (int, float)) and self.flow_shift > 0):
+            self._refuse("flow_shift", self.flow_shift, "above 0")
+        if self._option("shift_terminal", None) is not None and not self.flow:
+            self._refuse("shift_terminal", config.shift_terminal, "use_flow_sigmas=True with it")
         if self._option("rescale_betas_zero_snr"):
             self.alphas_cumprod[-1] = 2**-24  # the smallest float16 above 0: sigma stays finite
         chosen = [name for name in process.SIGMA_SCHEDULES if self._option(f"use_{name}_sigmas")]
@@ -310,14 +384,80 @@ class SigmaScheduler(KarrasScheduler):
                 self._refuse(name, value, "above 0")
         self.sigma_schedule = chosen[0] if chosen else None
         self.sigma_table = (((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5).numpy()  # ascending, (num_train_timesteps,)
-        self._lay_out(np.arange(config.num_train_timesteps, dtype=np.float32)[::-1].copy(), self.sigma_table[::-1], None, end=0)
+        table = config.num_train_timesteps
+        sigmas = process.shifted(np.arange(table, 0, -1) / table, self.flow_shift) if self.flow else self.sigma_table[::-1]
+        timesteps = sigmas * table if self.flow else np.arange(table, dtype=np.float32)[::-1].copy()
+        self._lay_out(timesteps.astype(np.float32), sigmas, None, end=0)
 
-    def split(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) of the sample that the network sees, whose ratio sigma / alpha is the given sigma."""
+    @classmethod
+    def _flows(cls) -> bool:
+        """Whether this class can sample flows."""
+        return "flow_prediction" in get_args(get_type_hints(cls.Config).get("prediction_type"))
+
+    @classmethod
+    def _configure(cls, *args: Any, **options: Any) -> Any:
+        aside = {k: options.pop(k) for k in PATH_OPTIONS if k in options and k not in cls.Config.names() and cls._flows()}
+        config = super()._configure(*args, **options)
+        return config.replace(**aside) if aside else config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | None = None, *, return_unused_kwargs: bool = False, **changes: Any) -> Any:
+        """Build from a configuration: a dict, or the `.config` of this or another class, whose own keys are kept. `changes` override keys.
+        The configuration of a flow-matching scheduler gives one for flows; its `shift` is `flow_shift` here.
+        """
+        config = config or {}
+        aside = {k: changes.pop(k) for k in PATH_OPTIONS if k in changes and k not in cls.Config.names() and cls._flows()}
+        if cls._flows() and "shift" in config and "prediction_type" not in config:
+            known = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": config["shift"]}
+            aside = {k: v for k, v in known.items() if k in cls.Config.names() and k not in changes} | aside
+        if aside:
+            silent = {*config.get("_use_default_values", ()), *getattr(config, "defaulted", ())} - {*aside}
+            config = {**config, **aside, "_use_default_values": tuple(silent)}
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **changes)
+
+    @property
+    def sigmas(self) -> Tensor:
+        return self._sigmas
+
+    @sigmas.setter
+    def sigmas(self, value: Tensor) -> None:
+        self._sigmas, self._memo = value, {}
+
+    @property
+    def levels(self) -> list[float]:
+        """The sigmas as numbers."""
+        return self._once("levels", self._sigmas.tolist)
+
+    @property
+    def marks(self) -> tuple[Tensor, ...]:
+        """The sigmas, () each: with bfloat16 samples on the CPU these round as the reference's arithmetic does, and numbers do not."""
+        return self._once("marks", self._sigmas.unbind)
+
+    @property
+    def path(self) -> Course:
+        """alpha, sigma and log-SNR at every position of the run."""
+
+        def make() -> Course:
+            alpha, sigma = self.split(self._sigmas)
+            return Course(alpha, sigma, alpha.log() - sigma.log())
+
+        return self._once("path", make)
+
+    @property
+    def splits(self) -> list[tuple[Tensor, Tensor]]:
+        """(alpha, sigma) at every position of the run, () each."""
+        return self._once("splits", lambda: list(zip(self.path.alpha.unbind(), self.path.sigma.unbind())))
+
+    def split(self, sigma: Any) -> tuple[Any, Any]:
+        """(alpha, sigma) of the sample that the network sees, at one of `sigmas`: their ratio is the given sigma, or for flows their sum is 1."""
+        if self.flow:
+            return 1 - sigma, sigma
         alpha = 1 / (sigma**2 + 1) ** 0.5
         return alpha, sigma * alpha
 
     def _sigmas_at(self, timesteps: np.ndarray) -> np.ndarray:
+        if self.flow:
+            return np.asarray(timesteps) / self.config.num_train_timesteps
         return np.interp(timesteps, np.arange(len(self.sigma_table)), self.sigma_table)
 
     def _by_schedule(self, high: float, low: float, n: int) -> np.ndarray:
@@ -325,6 +465,25 @@ class SigmaScheduler(KarrasScheduler):
         least, most = (getattr(self.config, name, None) for name in ("sigma_min", "sigma_max"))
         schedule = process.SIGMA_SCHEDULES[self.sigma_schedule]  # type: ignore[index]
         return schedule(float(high) if most is None else most, float(low) if least is None else least, n)
+
+    def _scheduled(self, high: float, low: float, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Timesteps and sigmas by the chosen schedule, (n,) each. Flows take the noise-to-signal ratios of a variance-preserving process,
+        which the schedules were made for.
+        """
+        sigmas = self._by_schedule(high, low, n)
+        if self.flow:
+            sigmas = sigmas / (sigmas + 1)
+            return sigmas * self.config.num_train_timesteps, sigmas
+        return process.sigma_to_t(sigmas, self.sigma_table), sigmas
+
+    def _shifted(self, sigmas: np.ndarray, mu: float | None = None) -> np.ndarray:
+        """Flow sigmas in (0, 1], descending, moved as configured, or by `mu`, and stretched to the configured end."""
+        if mu is None:
+            sigmas = process.shifted(sigmas, self.flow_shift)
+        else:
+            sigmas = process.time_shift(mu, 1.0, sigmas, self.config.get("time_shift_type", "exponential"))
+        terminal = self.config.get("shift_terminal")
+        return process.stretched(sigmas, terminal) if terminal else sigmas
 
     def _lay_out(self, timesteps: np.ndarray, sigmas: np.ndarray, device: Device, end: float | None = None) -> None:
         """Make this the schedule of a new run. Sigmas stay on the CPU, where reading them waits for no device."""
@@ -350,3 +509,7 @@ class SigmaScheduler(KarrasScheduler):
 
     def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self._levels(timesteps, like))
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a network with v_prediction learns, alpha eps - sigma x0, or for flows eps - x0 (Lipman et al. 2023)."""
+        return noise - sample if self.flow else super().get_velocity(sample, noise, timesteps)

@@ -2,8 +2,10 @@
 
 from typing import Any
 import numpy as np
+import torch
 from torch import Tensor
-from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options
+from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options, roots
+from .process import EPS
 
 __all__ = ["PNDMScheduler"]
 
@@ -15,9 +17,12 @@ class PNDMScheduler(KarrasScheduler):
     """Pseudo numerical methods for diffusion models (Liu et al. 2022): Runge-Kutta to start (F-PNDM), then Adams-Bashforth.
 
     With `skip_prk_steps` (S-PNDM and the latent diffusion checkpoints) the start is a second evaluation of the second timestep.
+    Fourth order but at the start: for 20 to 50 steps without strong guidance.
     `ets` are the last predictions, oldest first, and `counter` the steps taken in this run.
     """
 
+    accuracy = "2-4"
+    paper = "Liu et al. 2022"
     Config = options(skip_prk_steps=False, set_alpha_to_one=False, prediction_type=PREDICTIONS, timestep_spacing=LEADING, steps_offset=0)
 
     def _restart(self) -> None:
@@ -74,7 +79,7 @@ class PNDMScheduler(KarrasScheduler):
 
     def _transfer(self, x: Tensor, t: int, t_prev: int, out: Tensor) -> Tensor:
         """x along its eps from one timestep to another (Liu et al. 2022, eq. 9, with a difference of roots turned into a sum)."""
-        bar, bar_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
-        eps = self.x0_and_eps(x, out, bar**0.5, (1 - bar) ** 0.5)[1]
-        divisor = bar * (1 - bar_prev) ** 0.5 + (bar * (1 - bar) * bar_prev) ** 0.5
-        return (bar_prev / bar) ** 0.5 * x - (bar_prev - bar) * eps / divisor
+        bar, bar_prev = self._bar(t), self._bar(t_prev)
+        alpha, sigma, keep, sigma_prev, product = roots(bar, 1 - bar, bar_prev / bar, 1 - bar_prev, bar * (1 - bar) * bar_prev)
+        gain, divisor = torch.tensor(float(bar_prev - bar)), sigma_prev * float(bar) + product
+        return keep * x - gain * EPS[self.config.prediction_type](out, x, alpha, sigma) / divisor

@@ -7,12 +7,16 @@ alpha + sigma = 1 for flows. Variance-exploding ones divide x by its alpha: alph
 from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
 from ..errors import ConfigError, MissingDependencyError
 
-__all__ = ["EXPLODING", "PRESERVING", "SIGMA_SCHEDULES", "betas", "sigma_to_t", "spaced", "zero_snr"]
+__all__ = [
+    "EPS", "EXPLODING", "PRESERVING", "SIGMA_SCHEDULES", "X0", "ancestral", "betas", "moments", "shifted", "sigma_to_t", "spaced", "stretched",
+    "time_shift", "weights", "zero_snr",
+]  # fmt: skip
 
 
 def _following(alpha_bar: Callable[[float], float], n: int) -> Tensor:
@@ -86,23 +90,90 @@ SIGMA_SCHEDULES: dict[str, Callable[[float, float, int], np.ndarray]] = {  # (hi
 }
 
 
-def sigma_to_t(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """The fractional timesteps of `sigmas`: linear in log sigma between the neighbours in the ascending `table`."""
+def shifted(sigmas: Any, shift: float) -> Any:
+    """Flow sigmas in [0, 1], moved towards noise by `shift` > 1: the noise-to-signal ratio is multiplied by it (Esser et al. 2024, eq. 23)."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def time_shift(mu: float, sigma: float, t: Any, kind: str = "exponential") -> Any:
+    """Flow sigmas t in (0, 1] with noise-to-signal ratio^sigma times e^mu, or times mu where `kind` is "linear" (Black Forest Labs, flux)."""
+    factor = math.exp(mu) if kind == "exponential" else mu
+    return factor / (factor + (1 / t - 1) ** sigma)
+
+
+def stretched(sigmas: Any, terminal: float) -> Any:
+    """Flow sigmas, whose distance from 1 is scaled so that the last becomes `terminal` (LTX-Video)."""
+    clean = 1 - sigmas
+    return 1 - clean / (clean[-1] / (1 - terminal))
+
+
+def ancestral(sigma: Any, sigma_next: Any) -> tuple[Any, Any]:
+    """(down, up): the sigma to step down to, and the standard deviation of the fresh noise that leads up to sigma_next again, so that the
+    ratio of the variances is that of the reversed diffusion (k-diffusion, get_ancestral_step). Sigmas are noise-to-signal ratios.
+    """
+    up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
+    return (sigma_next**2 - up**2) ** 0.5, up
+
+
+def moments(g: float, n: int) -> list[float]:
+    """Integrals over [0, 1] of e^{(1 - u) g} u^k for k < n, which are k! phi_{k+1}(g): what exponential integrators weigh polynomials with
+    (Hochbruck & Ostermann 2010, eq. 2.10). By their recursion upwards, or downwards where that would cancel.
+    """
+    if abs(g) > n:
+        found = [math.expm1(g) / g]
+        for k in range(1, n):
+            found.append((k * found[-1] - 1) / g)
+        return found
+    last, k = 0.0, n + 30  # its error shrinks by g / k with every step down
+    found = []
+    while k > 0:
+        last, k = (1 + g * last) / k, k - 1
+        found.append(last)
+    return found[::-1][:n]
+
+
+def weights(g: float, nodes: Sequence[float]) -> list[float]:
+    """The weights w of the prediction at u = nodes, for which sum w_i p(u_i) is the integral over [0, 1] of e^{(1 - u) g} p(u) for every
+    polynomial p of lower degree than there are nodes: an exponential Adams method.
+    """
+    return np.linalg.solve(np.vander(nodes, increasing=True).T, moments(g, len(nodes))).tolist()
+
+
+def sigma_to_t(sigmas: np.ndarray, table: np.ndarray, counted: Any = np.int64) -> np.ndarray:
+    """The fractional timesteps of `sigmas`: linear in log sigma between the neighbours in the ascending `table`, whose places are `counted` in a
+    type that decides the precision of the sum.
+    """
     logs, x = np.log(table), np.log(np.maximum(sigmas, 1e-10))
     i = np.clip(np.searchsorted(logs, x, side="right") - 1, 0, len(logs) - 2)
     w = np.clip((logs[i] - x) / (logs[i] - logs[i + 1]), 0, 1)
+    i = i.astype(counted)
     return (1 - w) * i + w * (i + 1)
 
 
-PRESERVING: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {  # (out, x, alpha, sigma) -> (x0, eps)
-    "epsilon": lambda out, x, a, s: ((x - s * out) / a, out),
-    "sample": lambda out, x, a, s: (out, (x - a * out) / s),
-    "original_sample": lambda out, x, a, s: (out, (x - a * out) / s),
+Converter = Callable[[Tensor, Tensor, Any, Any], Tensor]  # (out, x, alpha, sigma) -> x0, or eps
+X0: dict[str, Converter] = {
+    "epsilon": lambda out, x, a, s: (x - s * out) / a,
+    "sample": lambda out, x, a, s: out,
+    "original_sample": lambda out, x, a, s: out,
     # v = alpha eps - sigma x0 (Salimans & Ho 2022, app. D); for flows v = eps - x0 (Lipman et al. 2023)
-    "v_prediction": lambda out, x, a, s: (a * x - s * out, a * out + s * x),
-    "flow_prediction": lambda out, x, a, s: (x - s * out, x + a * out),
+    "v_prediction": lambda out, x, a, s: a * x - s * out,
+    "flow_prediction": lambda out, x, a, s: x - s * out,
 }
-EXPLODING: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # (out, x, sigma) -> x0; eps is (x - x0) / sigma
+EPS: dict[str, Converter] = {
+    "epsilon": lambda out, x, a, s: out,
+    "sample": lambda out, x, a, s: (x - a * out) / s,
+    "original_sample": lambda out, x, a, s: (x - a * out) / s,
+    "v_prediction": lambda out, x, a, s: a * out + s * x,
+    "flow_prediction": lambda out, x, a, s: x + a * out,
+}
+
+
+def _both(kind: str) -> Callable[[Tensor, Tensor, Any, Any], tuple[Tensor, Tensor]]:
+    return lambda out, x, a, s: (X0[kind](out, x, a, s), EPS[kind](out, x, a, s))
+
+
+PRESERVING = {kind: _both(kind) for kind in X0}  # (out, x, alpha, sigma) -> (x0, eps)
+EXPLODING: dict[str, Callable[[Tensor, Tensor, Any], Tensor]] = {  # (out, x, sigma) -> x0; eps is (x - x0) / sigma
     "epsilon": lambda out, x, s: x - s * out,
     "sample": lambda out, x, s: out,
     "original_sample": lambda out, x, s: out,
