@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from darkroom.checkpoints.files import available_variants, inside, listing, parse_weight_name, pipeline_files, plan, read_json, weight_paths
+from darkroom.checkpoints.files import inside, listing, read_json
+from darkroom.checkpoints.plan import available_variants, parse_weight_name, pipeline_files, plan, weight_paths
 from darkroom.errors import CheckpointError
 
 X = "diffusion_pytorch_model"

@@ -13,10 +13,10 @@ import torch
 from checkpoints.toy import Toy, same, toy
 from darkroom import _public
 from darkroom.checkpoints import hub, models
-from darkroom.checkpoints.files import pipeline_files
 from darkroom.checkpoints.hub import download_pipeline, locate
 from darkroom.checkpoints.index import ModelIndex, component_class, library_of, quiet_transformers
 from darkroom.checkpoints.models import load_model
+from darkroom.checkpoints.plan import pipeline_files
 from darkroom.errors import CheckpointError, ConfigError, InputError
 from darkroom.models.auto import AutoModel
 
@@ -439,7 +439,7 @@ CLIENT = """
 import sys, json
 from pathlib import Path
 from darkroom.checkpoints.hub import locate, download_pipeline
-from darkroom.checkpoints.files import component_files
+from darkroom.checkpoints.plan import component_files
 from darkroom.errors import CheckpointError
 assert "torch" not in sys.modules
 def files(root): return sorted(p.relative_to(root).as_posix() for p in Path(root).rglob("*") if p.is_file())

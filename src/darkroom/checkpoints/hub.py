@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from ..errors import CheckpointError
-from .files import PathLike, inside, is_safe, pipeline_files
+from .files import PathLike, inside, is_safe
 from .index import INDEX_NAME, ModelIndex
+from .plan import pipeline_files
 from .save import recover
 
 __all__ = ["HUB_OPTIONS", "download_pipeline", "locate"]

@@ -9,9 +9,10 @@ import torch
 from ..config import Configurable
 from ..errors import CheckpointError, ConfigError, DarkroomError, InputError
 from ..models.base import Model
-from .files import PathLike, available_variants, component_files, listing, plan, read_json, weight_paths
+from .files import PathLike, listing, read_json
 from .hub import HUB_OPTIONS, locate
 from .index import building, is_transformers, quiet_transformers
+from .plan import available_variants, component_files, plan, weight_paths
 from .weights import Weights, load_weights
 
 __all__ = ["check_dtype", "load_component", "load_model"]

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from ..errors import CheckpointError, InputError
-from .files import PathLike, parse_weight_name
+from .files import PathLike
+from .plan import parse_weight_name
 
 if TYPE_CHECKING:
     from torch import Tensor

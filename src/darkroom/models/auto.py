@@ -3,10 +3,11 @@
 from __future__ import annotations
 import os
 from typing import Any
-from ..checkpoints.files import component_files, read_json
+from ..checkpoints.files import read_json
 from ..checkpoints.hub import HUB_OPTIONS, locate
 from ..checkpoints.index import component_class
 from ..checkpoints.models import load_component, load_model
+from ..checkpoints.plan import component_files
 from ..errors import CheckpointError
 from .base import Model
 
