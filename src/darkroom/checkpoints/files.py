@@ -5,12 +5,12 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 
-__all__ = ["PathLike", "inside", "is_safe", "listing", "open_regular", "parse_json", "read_json"]
+__all__ = ["PathLike", "check_links", "inside", "is_safe", "listing", "open_regular", "parse_bytes", "parse_json", "read_json"]
 
 PathLike = str | os.PathLike[str]
 JSON_LIMIT = 64 * 2**20  # bytes
@@ -19,11 +19,12 @@ _UNSAFE = re.compile(r'[\x00-\x1f\\:*?"<>|]')  # backslashes and drive letters, 
 
 
 def is_safe(name: object) -> bool:
-    """Whether a name out of a file is a relative path below its folder: no "..", drive or backslash, no part that begins with "__"."""
+    """Whether a name out of a file is a relative path below its folder, on any system: no "..", drive or backslash, no part that begins with "__"
+    or ends in a dot or space."""
     if not isinstance(name, str) or not 0 < len(name) <= 1000 or name.startswith("/") or _UNSAFE.search(name):
         return False
     parts = PurePosixPath(name).parts
-    return bool(parts) and not any(part == ".." or part.startswith("__") for part in parts)
+    return bool(parts) and not any(part.startswith("__") or part != part.rstrip(". ") for part in parts)  # Windows reads "..  " as ".."
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -32,6 +33,20 @@ def inside(folder: Path, name: str) -> Path:
         expected = "a relative path inside the folder"
         raise CheckpointError("A file name that is not allowed.", where=folder, got=repr(name)[:100], expected=expected)
     return folder / name
+
+
+def check_links(root: Path, paths: Iterable[Path]) -> None:
+    """Raises CheckpointError, which names the file, if one of `paths` (relative to `root`, or absolute) really lies outside of it.
+
+    In the hub's cache, where `root` is `<repository>/snapshots/<commit>`, links into `<repository>/blobs` are what the files are made of.
+    """
+    real = Path(os.path.realpath(root))
+    allowed = [real, real.parents[1] / "blobs"] if real.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", real.name) else [real]
+    for path in paths:
+        target = Path(os.path.realpath(root / path))
+        if not any(target.is_relative_to(folder) for folder in allowed):
+            fix = "Copy the file to where the link is, or allow links with follow_links=True."
+            raise CheckpointError("A file that lies outside of the checkpoint.", where=root / path, got=f"a link to {target}", fix=fix)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -82,3 +97,13 @@ def listing(folder: Path) -> list[str]:
         return sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
     except OSError as error:
         raise CheckpointError("A folder cannot be read.", where=folder, got=error.strerror) from None
+
+
+def parse_bytes(size: int | str, where: str) -> int:
+    """A number of bytes: 10, "500MB" (decimal), "2GiB" (binary). `where` is the argument's name, for the InputError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B\s*", size, re.IGNORECASE) if isinstance(size, str) else None
+    if match:
+        size = int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+        raise InputError("Not a size.", where=where, got=size, expected='a number of bytes, or such as "10GB"')
+    return size
