@@ -36,7 +36,7 @@ class PipelineConfig(dict[str, Any]):
 
 
 class Declared(NamedTuple):
-    """What a pipeline class is made of. `annotations` is empty where a constructor written by hand says it."""
+    """What a pipeline class is made of, in order; `optional` components may be None. Without `annotations` where its own constructor says it."""
 
     components: tuple[str, ...]
     optional: frozenset[str]
@@ -66,28 +66,30 @@ class DiffusionPipeline:
 
     def __init__(self, *args: Any, **values: Any):
         cls = type(self)
-        if not cls.declared().annotations:
+        components, optional, options, annotations = cls.declared()
+        if not annotations:
             return  # a constructor written by hand registers its components itself
-        names = [*cls.component_names(), *cls.option_defaults()]
+        names = [*components, *options]
         values = {**dict(zip(names, args)), **values}
         cls._check_names([*values, *args[len(names) :]])
-        if missing := [n for n in cls.component_names() if n not in values and n not in cls.optional_names()]:
+        if missing := [n for n in components if n not in values and n not in optional]:
             raise InputError("Components are missing.", where=cls.__name__, got=sorted(values), expected=", ".join(missing))
-        self.register_modules(**{n: values.get(n) for n in cls.component_names()})
+        self.register_modules(**{n: values.get(n) for n in components})
         self.register_to_config(**{n: values.get(n, default) for n, default in self.options.items()})
         self.__dict__.update({n: values.get(n, default) for n, default in self.settings.items()})
 
     @classmethod
     def _check_names(cls, given: Iterable[Any]) -> None:
-        names = [*cls.component_names(), *cls.option_defaults()]
+        names = [*cls.declared().components, *cls.declared().options]
         if unknown := [name for name in given if name not in names]:
             raise InputError("No such component or option.", where=cls.__name__, got=unknown, expected=", ".join(names))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.declared().annotations:
-            defaults: dict[str, Any] = dict.fromkeys(cls.optional_names()) | cls.option_defaults()
-            names = sorted([*cls.component_names(), *cls.option_defaults()], key=defaults.__contains__)
+        components, optional, options, annotations = cls.declared()
+        if annotations:
+            defaults: dict[str, Any] = dict.fromkeys(optional) | dict(options)
+            names = sorted([*components, *options], key=defaults.__contains__)
             make, kind = inspect.Parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD
             cls.__signature__ = inspect.Signature([make(n, kind, default=defaults.get(n, make.empty)) for n in names])  # type: ignore[attr-defined]
 
@@ -108,20 +110,6 @@ class DiffusionPipeline:
                 found |= {n: str(a) for n, a in own.items() if not n.startswith("_") and "ClassVar" not in str(a)}
         optional = frozenset(n for n, a in found.items() if "None" in a or "Optional" in a)
         return Declared(tuple(found), optional, {**cls.options, **cls.settings}, found)
-
-    @classmethod
-    def component_names(cls) -> tuple[str, ...]:
-        """The components this class is made of, in the order of its declaration."""
-        return cls.declared().components
-
-    @classmethod
-    def optional_names(cls) -> frozenset[str]:
-        """The components that may be None."""
-        return cls.declared().optional
-
-    @classmethod
-    def option_defaults(cls) -> dict[str, Any]:
-        return dict(cls.declared().options)
 
     def register_modules(self, **components: Any) -> None:
         """Make these objects components of the pipeline, under these names."""
@@ -147,8 +135,7 @@ class DiffusionPipeline:
     @property
     def components(self) -> dict[str, Any]:
         """The components by name, None included. `OtherPipeline(**pipe.components)` builds on the same objects."""
-        options = self.option_defaults()
-        names = (n for n, v in self.config.items() if isinstance(v, tuple) and len(v) == 2 and n not in options)
+        names = (n for n, v in self.config.items() if isinstance(v, tuple) and len(v) == 2 and n not in self.declared().options)
         return {n: self.__dict__[n] for n in names if n in self.__dict__}
 
     def _modules(self) -> list[nn.Module]:

@@ -1,13 +1,11 @@
 """Which files, and reading them with bounds: the path rule, JSON, and the choice of weight files from a listing."""
 
 from __future__ import annotations
-import fnmatch
 import json
 import os
 import re
 import stat
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 from ..errors import CheckpointError
@@ -16,30 +14,26 @@ __all__ = ["PathLike", "Plan", "WeightName", "available_variants", "component_fi
            "parse_weight_name", "pipeline_files", "plan", "read_json", "weight_paths"]  # fmt: skip
 
 PathLike = str | os.PathLike[str]
-JSON_LIMIT = 64 * 2**20  # bytes
-JSON_DEPTH = 100
-_UNSAFE = re.compile(r'[\x00-\x1f\\:*?"<>|]')  # backslashes and drive letters, also where they would be legal
+JSON_LIMIT, JSON_DEPTH = 64 * 2**20, 100  # bytes, levels
+# from the root, up, a part that begins with "__"; characters, also backslashes and drives, that some system gives a meaning
+_UNSAFE = re.compile(r'^/|(?:^|/)(?:\.\.(?:/|$)|__)|[\x00-\x1f\\:*?"<>|]')
 _NAME = r"(?!index\b)[\w+-]+?"
 _STEM = r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)"  # transformers calls the weights of a "model" "pytorch_model" when they are pickled
 _WEIGHT = re.compile(rf"{_STEM}(?:\.(?P<new>{_NAME}))?(?:-(?P<shard>\d{{5}}-of-\d{{5}}))?(?:\.(?P<old>{_NAME}))?\.(?P<ext>safetensors|bin)")
 _INDEX = re.compile(rf"{_STEM}\.(?P<ext>safetensors|bin)(?:\.(?P<old>{_NAME}))?\.(?P<shard>index)(?:\.(?P<new>{_NAME}))?\.json")
 _HEAVY = tuple(f".{e}" for e in "safetensors bin msgpack onnx onnx_data pb h5 ckpt pt pth gguf flashpack ot tflite npz pkl".split())
-_TEXT = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")  # what is needed of a pipeline's root
+_TEXT = (".json", ".txt", ".model", ".jinja")  # with the README, what is needed of a pipeline's root
 
 
 def is_safe(name: object) -> bool:
     """Whether a name out of a file is a relative path below its folder: no "..", drive or backslash, no part that begins with "__"."""
-    if not isinstance(name, str) or not 0 < len(name) <= 1000 or name.startswith("/") or _UNSAFE.search(name):
-        return False
-    parts = PurePosixPath(name).parts
-    return bool(parts) and not any(part == ".." or part.startswith("__") for part in parts)
+    return isinstance(name, str) and len(name) <= 1000 and not _UNSAFE.search(name) and PurePosixPath(name) != PurePosixPath()
 
 
 def inside(folder: Path, name: str) -> Path:
     """`folder / name` for a name that came out of a file. Raises CheckpointError if the name `is_safe` not."""
     if not is_safe(name):
-        expected = "a relative path inside the folder"
-        raise CheckpointError("A file name that is not allowed.", where=folder, got=repr(name)[:100], expected=expected)
+        raise CheckpointError("A file name that is not allowed.", where=folder, got=repr(name)[:100], expected="a relative path inside it")
     return folder / name
 
 
@@ -58,9 +52,8 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """The JSON object in a file of UTF-8 text, with or without a byte-order mark.
-
-    Raises CheckpointError if the file is missing, longer than `limit` bytes, not UTF-8, not JSON, not an object, or nested too deep.
+    """The JSON object in a file of UTF-8 text, with or without a byte-order mark. Raises CheckpointError if the file is missing, longer than
+    `limit` bytes, not UTF-8, not JSON, not an object, or nested too deep.
     """
     with open_regular(path) as file:
         text = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # a buffer of that size is taken at once
@@ -98,8 +91,7 @@ class WeightName(NamedTuple):
     legacy: bool  # the older spelling of a variant
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The weight files of one component, as names relative to its folder."""
 
     files: list[str]
@@ -108,10 +100,8 @@ class Plan:
 
 
 def parse_weight_name(name: str) -> WeightName | None:
-    """The parts of a weight file's or index's name, None for any other file.
-
-    Both spellings of variants are known: `x.fp16-00001-of-00002.safetensors` with `x.safetensors.index.fp16.json`, and the older
-    `x-00001-of-00002.fp16.safetensors` with `x.safetensors.fp16.index.json`.
+    """The parts of a weight file's or index's name, None for any other file. The spellings of variants: `x.fp16-00001-of-00002.safetensors` with
+    `x.safetensors.index.fp16.json`, and the older `x-00001-of-00002.fp16.safetensors` with `x.safetensors.fp16.index.json`.
     """
     match = _WEIGHT.fullmatch(name) or _INDEX.fullmatch(name)
     if match is None or (match["new"] and match["old"]):
@@ -126,18 +116,17 @@ def available_variants(names: Collection[str]) -> tuple[str, ...]:
 
 
 def plan(names: Collection[str], *, variant: str | None = None, use_safetensors: bool | None = None, where: object = "weights") -> Plan:
-    """Choose the weight files of one component from the names in its folder.
-
-    `use_safetensors` True takes nothing else, False takes `.bin` files, None safetensors if there are any; `where` is for messages. Raises
-    CheckpointError if there are no such files, with the variants that exist, or if a shard is missing.
+    """Choose the weight files of one component from the names in its folder. `use_safetensors` True takes nothing else, False takes `.bin` files,
+    None safetensors if there are any; `where` is for messages. Raises CheckpointError if there are no such files, with the variants that exist, or
+    if a shard is missing.
     """
     named = {name: w for name in sorted(names) if (w := parse_weight_name(name))}
     stem = min((w.stem for w in named.values()), default="model")  # what diffusers writes goes before what transformers writes
-    named = {name: w for name, w in named.items() if w.stem == stem}
+    # the newer spelling comes later, and so replaces the older
+    named = {name: w for name, w in sorted(named.items(), key=lambda item: not item[1].legacy) if w.stem == stem}
     formats = {True: ("safetensors",), False: ("bin",), None: ("safetensors", "bin")}[use_safetensors]
     for ext in formats:
-        own = [(name, w) for name, w in named.items() if w.ext == ext and w.variant == variant]
-        shards = {w.shard: name for name, w in sorted(own, key=lambda item: not item[1].legacy)}  # the newer spelling replaces the older
+        shards = {w.shard: name for name, w in named.items() if w.ext == ext and w.variant == variant}
         index, single = shards.pop("index", None), shards.pop(None, None)
         if shards and (index or not single):
             for total in sorted({str(shard)[-5:] for shard in shards}, reverse=True):
@@ -148,9 +137,7 @@ def plan(names: Collection[str], *, variant: str | None = None, use_safetensors:
                 raise CheckpointError("A shard of the weights is missing.", where=where, got=", ".join(shards.values()))
         if single:
             return Plan([single], None, ext)
-    variants = ", ".join(
-        [*available_variants(named), *(["none (leave variant out)"] if any(not w.variant for w in named.values()) else [])]
-    )
+    variants = ", ".join(sorted({w.variant or "none (leave variant out)" for w in named.values() if w.shard != "index"}))
     if variant is not None and named:
         raise CheckpointError("These weights do not come in this variant.", where=where, got=f"variant={variant!r}", expected=variants)
     if named and {w.ext for w in named.values()}.isdisjoint(formats):
@@ -160,33 +147,28 @@ def plan(names: Collection[str], *, variant: str | None = None, use_safetensors:
     raise CheckpointError("There are no weights.", where=where, got=", ".join(sorted(names)[:10]) or "no files", fix=fix)
 
 
-def component_files(names: Collection[str], **choice: Any) -> list[str]:
+def component_files(names: Collection[str], where: object = "weights", **choice: Any) -> list[str]:
     """Of the files of one component's folder, those that are needed to load it. `choice`: what `plan` takes."""
-    flat = [name for name in names if "/" not in name]
     needed = [name for name in names if not name.endswith(_HEAVY) and not parse_weight_name(name.rsplit("/", 1)[-1])]
-    if any(map(parse_weight_name, flat)):
-        weights = plan(flat, **choice)
-        needed += [*weights.files, *filter(None, [weights.index])]
+    if weights := [name for name in names if parse_weight_name(name)]:
+        files, index, _ = plan(weights, where=where, **choice)
+        needed += [*files, index] if index else files
     return needed
 
 
-def pipeline_files(
-    paths: Collection[str], components: Collection[str], *, variant: str | None = None, use_safetensors: bool | None = None
-) -> list[str]:
+def pipeline_files(paths: Collection[str], components: Collection[str], *, variant: str | None = None, **choice: Any) -> list[str]:
     """Of the files of a pipeline's folder, relative to it and with "/", those that are needed to load these components.
-
     A component without files of the variant falls back to the plain ones, as long as one component has it. One without a folder of its own has
-    its files in the root. Raises CheckpointError if there is no plan for a component, or no component has the variant.
+    its files in the root. `choice` is `use_safetensors`. Raises CheckpointError if there is no plan for a component, or none has the variant.
     """
     root = [path for path in paths if "/" not in path]
-    needed = [path for path in root if any(fnmatch.fnmatch(path, pattern) for pattern in _TEXT) and not parse_weight_name(path)]
+    needed = [path for path in root if path == "README.md" or (path.endswith(_TEXT) and not parse_weight_name(path))]
     found: set[str] = set()
     for name in components:
         prefix = f"{name}/" if any(path.startswith(name + "/") for path in paths) else ""
         within = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)] if prefix else root
-        own = available_variants(within)
-        found.update(own)
-        chosen = component_files(within, variant=variant if variant in own else None, use_safetensors=use_safetensors, where=name)
+        found.update(own := available_variants(within))
+        chosen = component_files(within, name, variant=variant if variant in own else None, **choice)
         needed += [prefix + file for file in chosen if prefix + file not in needed]
     if variant is not None and variant not in found and any(parse_weight_name(path.rsplit("/", 1)[-1]) for path in needed):
         expected = ", ".join(sorted(found)) or "none (leave variant out)"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 import glob
 import logging
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+import huggingface_hub
 from ..errors import CheckpointError
 from .files import PathLike, inside, is_safe, pipeline_files
 from .index import INDEX_NAME, ModelIndex
@@ -28,10 +28,8 @@ _REASONS = {
 
 def _fetch(repo_id: str, names: Iterable[str], hub: dict[str, Any]) -> Path:
     """The snapshot folder of a repository with these files."""
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=[glob.escape(name) for name in names], **hub))
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=[glob.escape(name) for name in names], **hub))
     except Exception as error:  # its text is left out: it may hold a token
         kinds = [type(e).__name__ for e in (error, error.__cause__) if e is not None]
         what = _REASONS.get(kinds[0], "The files could not be fetched from the hub, and the cache does not hold them.")
@@ -40,40 +38,34 @@ def _fetch(repo_id: str, names: Iterable[str], hub: dict[str, Any]) -> Path:
 
 
 def _remote_names(repo_id: str, commit: str, hub: dict[str, Any]) -> list[str] | None:
-    """All files of a commit, None if the hub is not to be asked or does not answer."""
-    if hub.get("local_files_only"):
-        return None
-    from huggingface_hub import HfApi
-
+    """All files of a commit, None if the hub does not answer."""
     try:
-        return [name for name in HfApi(token=hub.get("token")).list_repo_files(repo_id, revision=commit) if is_safe(name)]
+        names = huggingface_hub.HfApi(token=hub.get("token")).list_repo_files(repo_id, revision=commit)
+        return [name for name in names if is_safe(name)]
     except Exception as error:
         logger.warning("%s: the hub does not answer (%s); using what was fetched before", repo_id, type(error).__name__)
         return None
 
 
 def locate(path_or_id: PathLike, *, files: Collection[str], choose: Choice | None = None, subfolder: str | None = None, **hub: Any) -> Path:
-    """The local folder of a checkpoint, joined with `subfolder`.
+    """The local folder of a checkpoint, joined with `subfolder`: a folder, taken as it is, or a hub id. CheckpointError if there is neither.
 
-    Args:
-        path_or_id: a folder, taken as it is, or a hub id ("name" or "org/name"). CheckpointError if there is neither.
-        files: what to fetch of a hub repository first, relative to `subfolder`.
-        choose: (names in the folder, the folder with `files`) -> what else is needed. Called for local folders too, for its errors.
-        hub: `HUB_OPTIONS`. `revision`, a branch, tag or commit, is resolved to a commit once. What the hub does not answer, the cache does.
+    `files` are fetched of a hub repository first, relative to `subfolder`; `choose` takes the names in the folder and the folder with `files` and
+    says what else is needed. It is called for local folders too, for its errors. `hub` are `HUB_OPTIONS`; `revision`, a branch, tag or commit, is
+    resolved to a commit once. What the hub does not answer, the cache does.
     """
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     root, repo_id = recover(Path(path_or_id)), ""
     if not root.is_dir():
         if root.exists() or not isinstance(path_or_id, str) or not _ID.fullmatch(path_or_id):
             expected = "a folder, or a hub id such as org/name"
-            raise CheckpointError("Neither an existing folder nor a valid hub id.", where=os.fspath(path_or_id), expected=expected)
-        repo_id = path_or_id
-        root = _fetch(repo_id, [prefix + name for name in files], hub)
+            raise CheckpointError("Neither an existing folder nor a valid hub id.", where=path_or_id, expected=expected)
+        repo_id, root = path_or_id, _fetch(path_or_id, [prefix + name for name in files], hub)
     folder = inside(root, prefix) if prefix else root
     if not folder.is_dir():
         raise CheckpointError("The checkpoint has no such subfolder.", where=root, got=subfolder)
     if choose is not None:
-        names = _remote_names(repo_id, root.name, hub) if repo_id else None
+        names = _remote_names(repo_id, root.name, hub) if repo_id and not hub.get("local_files_only") else None
         hub |= {"revision": root.name, "local_files_only": names is None}
         if names is None:
             names = [path.relative_to(root).as_posix() for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_file()]
@@ -85,7 +77,6 @@ def locate(path_or_id: PathLike, *, files: Collection[str], choose: Choice | Non
 
 def download_pipeline(path_or_id: PathLike, *, skip: Collection[str] = (), choice: Mapping[str, Any] = {}, **hub: Any) -> Path:
     """The local folder of a pipeline: the folder itself, or a snapshot with the files that `pipeline_files` chooses.
-
     `skip` are components that the caller brings: their files are not fetched. `choice` is `variant` and `use_safetensors`; `hub` as for `locate`.
     """
 

@@ -16,42 +16,27 @@ from ..config import Configurable
 from ..errors import CheckpointError, MissingDependencyError
 from .files import read_json
 
-__all__ = [
-    "INDEX_NAME",
-    "ModelIndex",
-    "building",
-    "component_class",
-    "is_transformers",
-    "library_of",
-    "quiet_transformers",
-    "without_collector",
-]
+__all__ = ["INDEX_NAME", "ModelIndex", "building", "component_class", "is_transformers", "library_of", "quiet_transformers"]
 
 INDEX_NAME = "model_index.json"
 _OWN = ("diffusers", "darkroom")
-_FILED = {  # classes that the layout files under the name of a pipeline's module: class -> (that name, darkroom's module)
-    "StableDiffusionSafetyChecker": ("stable_diffusion", "models.safety_checker")
-}
+# classes that the layout files under the name of a pipeline's module: class -> (that name, darkroom's module)
+_FILED = {"StableDiffusionSafetyChecker": ("stable_diffusion", "models.safety_checker")}
 _BASES = ("PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin", "BaseImageProcessor")
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # what transformers renamed
 # transformers swaps the default dtype and torch.nn.init of the whole process while it builds: networks are built one at a time
 building = threading.RLock()
-atexit.register(
-    gc.freeze
-)  # the last collection would look through every object of torch and transformers once more, for a second, to no end
+# the last collection would look through every object of torch and transformers once more, for a second, to no end
+atexit.register(gc.freeze)
 
 
 @dataclass
 class ModelIndex:
-    """The contents of model_index.json.
+    """The contents of model_index.json."""
 
-    `class_name` is as the file has it, which may be no name. `components` maps a name to (library, class), or to None where the checkpoint goes
-    without. `options` are the other values, without those whose names begin with an underscore.
-    """
-
-    class_name: Any
-    components: dict[str, tuple[str, str] | None] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    class_name: Any  # as the file has it, which may be no name
+    components: dict[str, tuple[str, str] | None] = field(default_factory=dict)  # (library, class); None where the checkpoint goes without
+    options: dict[str, Any] = field(default_factory=dict)  # the other values whose names do not begin with an underscore
 
     @classmethod
     def parse(cls, content: dict[str, Any], where: object = INDEX_NAME) -> ModelIndex:
@@ -81,18 +66,6 @@ class ModelIndex:
 
 
 @contextlib.contextmanager
-def without_collector() -> Iterator[None]:
-    """No garbage collection until the end: what is imported and loaded stays, and looking through it takes a fifth of the time of an import."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
-
-
-@contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Hold `building`; until the end transformers logs errors only and shows no progress bars."""
     from transformers.utils import logging
@@ -112,38 +85,30 @@ def is_transformers(cls: object) -> bool:
     """Whether a class is a model, tokenizer or processor in the sense of transformers."""
     if not isinstance(cls, type) or not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
         return False
-    import transformers
-
-    return issubclass(cls, tuple(getattr(transformers, base) for base in _BASES))
+    return issubclass(cls, tuple(getattr(importlib.import_module("transformers"), base) for base in _BASES))
 
 
 def component_class(name: str, library: str, class_name: str) -> type:
-    """The class of a component, or of a whole pipeline, as model_index.json names it.
-
-    A class of your own is found if its module has been imported before. Nothing is imported because a file asks for it. Raises CheckpointError for
-    a pair that no table knows, MissingDependencyError where transformers lacks a package for the class.
+    """The class of a component, or of a whole pipeline, as model_index.json names it. One of your own is found if its module has been imported
+    before: nothing is imported because a file asks for it. Raises CheckpointError for a pair that no table knows, MissingDependencyError where
+    transformers lacks a package for the class.
     """
     from .._public import NAMES
 
     class_name = class_name.removeprefix("FlashPack")
-    found: Any = None
     filed, module = _FILED.get(class_name, (None, NAMES.get(class_name)))
+    own, found = library in (*_OWN, filed), None
     if library == "transformers":
-        import transformers
-
         with quiet_transformers():
-            found = getattr(transformers, _RENAMED.get(class_name, class_name), None)
+            found = getattr(importlib.import_module("transformers"), _RENAMED.get(class_name, class_name), None)
         if type(found).__name__ == "DummyObject":
             needs = ", ".join(getattr(found, "_backends", ())) or "another package"
             raise MissingDependencyError(f"{class_name} needs {needs}.", where=name, fix=f"pip install {needs}")
-        found = found if is_transformers(found) else None
-    elif library in (*_OWN, filed):
-        found = getattr(importlib.import_module("darkroom." + module), class_name) if module else None
-    else:
+    elif own and module:
+        found = getattr(importlib.import_module("darkroom." + module), class_name)
+    elif not own:
         found = getattr(sys.modules.get(library), "__dict__", {}).get(class_name)  # not getattr: a lazy module would import
-        if not (isinstance(found, type) and issubclass(found, Configurable)) and not is_transformers(found):
-            found = None
-    if not isinstance(found, type):
+    if not isinstance(found, type) or not (own or issubclass(found, Configurable) or is_transformers(found)):
         got, fix = f"[{library[:80]}, {class_name[:80]}]", f"Load it yourself and pass it as {name}=, or {name}=None to go without."
         expected = "a network or scheduler of darkroom, or a model, tokenizer or processor of transformers"
         raise CheckpointError("A component of a class that darkroom does not know.", where=name, got=got, expected=expected, fix=fix)

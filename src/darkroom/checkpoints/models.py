@@ -3,6 +3,7 @@
 from __future__ import annotations
 import importlib
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 import torch
@@ -27,10 +28,9 @@ def check_dtype(dtype: object, where: str) -> None:
 
 
 def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None, dtype: torch.dtype | None = None, **options: Any) -> Any:
-    """A network of class `cls` from a folder or hub id, on the CPU, in eval mode; see `Model.from_pretrained`.
-
-    The tensors are compared with the configuration before any memory is taken for them. Raises CheckpointError if the folder, its configuration or
-    its weights cannot be used, ConfigError for an option that is none of the hub's and none of the class, InputError for a dtype.
+    """A network of class `cls` from a folder or hub id, on the CPU, in eval mode; see `Model.from_pretrained`. The tensors are compared with the
+    configuration before any memory is taken for them. Raises CheckpointError if the folder, its configuration or its weights cannot be used,
+    ConfigError for an option that is none of the hub's and none of the class, InputError for a dtype.
     """
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
     choice = {name: options.pop(name) for name in ("variant", "use_safetensors") if name in options}
@@ -39,8 +39,7 @@ def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None
     if unknown := sorted(changes.keys() - set(names)):
         raise ConfigError("No such option.", where=f"{cls.__name__}.from_pretrained", got=", ".join(unknown), expected=", ".join(names))
     check_dtype(dtype, "dtype")
-    choose = lambda names, folder: component_files(names, where=folder, **choice)  # noqa: E731
-    folder = locate(path, files=[cls.config_name], choose=choose, subfolder=subfolder, **hub)
+    folder = locate(path, files=[cls.config_name], choose=partial(component_files, **choice), subfolder=subfolder, **hub)
     where = folder / cls.config_name
     config = {**read_json(where), **changes}
     if "_class_name" not in config and ("architectures" in config or "model_type" in config):
@@ -66,10 +65,9 @@ def _transformers_model(cls: Any, folder: Path, dtype: torch.dtype | None, varia
     if safe:
         Weights(files)  # for the errors, which name the file
     read_json(folder / "config.json")
-    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    options = {"variant": variant, "use_safetensors": safe} | ({} if dtype is None else {"dtype": dtype})
     with quiet_transformers():
-        options |= {"variant": variant, "use_safetensors": safe, "local_files_only": True, "output_loading_info": True}
-        model, report = cls.from_pretrained(folder, **options)
+        model, report = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     if missing := sorted(map(str, report["missing_keys"])):
         raise CheckpointError(f"{len(missing)} tensors are not in the weight files.", where=files[0], got=", ".join(missing[:5]))
     return model.eval()
@@ -84,11 +82,8 @@ def _check_vocabulary(cls: Any, names: list[str]) -> None:
         raise CheckpointError("The vocabulary of a tokenizer is missing.", got=", ".join(names) or "no files", expected=", ".join(missing))
 
 
-def load_component(
-    name: str, cls: type, folder: Path, *, dtype: torch.dtype | None = None, variant: str | None = None, **choice: Any
-) -> Any:
+def load_component(name: str, cls: Any, folder: Path, dtype: torch.dtype | None = None, variant: str | None = None, **choice: Any) -> Any:
     """One component out of its folder: a network (on the CPU, in eval mode), scheduler, tokenizer or processor.
-
     Without a `dtype` darkroom's networks are float32, those of transformers what their configuration says. The plain weights are taken where there
     are none of the variant. `choice` is `use_safetensors`. Raises CheckpointError, which names the component and the file.
     """
@@ -98,13 +93,13 @@ def load_component(
         if issubclass(cls, Model):
             return load_model(cls, folder, dtype=dtype, variant=variant, **choice)
         if issubclass(cls, Configurable):
-            return cls.from_pretrained(folder)  # type: ignore[attr-defined]
+            return cls.from_pretrained(folder)
         if issubclass(cls, importlib.import_module("transformers").PreTrainedModel):
             return _transformers_model(cls, folder, dtype, variant, **choice)
         if is_transformers(cls):
             _check_vocabulary(cls, names)
             with quiet_transformers():
-                return cls.from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
+                return cls.from_pretrained(folder, local_files_only=True)
         raise CheckpointError("A class that is no component.", where=folder, got=cls.__name__)
     except DarkroomError as error:
         what, where = f"The component {name} cannot be used: {error.what}", error.where or folder

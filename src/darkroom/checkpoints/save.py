@@ -3,7 +3,6 @@
 from __future__ import annotations
 import contextlib
 import ctypes
-import errno
 import glob
 import json
 import os
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["recover", "save_folder_atomic", "save_model", "write_text_atomic"]
 
 _AT_CWD, _EXCHANGE = -100, 2  # of renameat2
-DAY = 86400  # seconds
 _DEBRIS = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$")
 
 
@@ -44,7 +42,6 @@ def _sync(path: Path) -> None:
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a UTF-8 text file; at any moment the path holds the old text or the new one. Raises CheckpointError where it may not."""
-    path = Path(path)
     part = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
     try:
         part.write_text(text, encoding="utf-8", newline="\n")
@@ -57,8 +54,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def recover(target: Path) -> Path:
     """`target`, put back first if a save on a system without exchange died between its two renames."""
-    kept = sorted(target.parent.glob(glob.escape(target.name) + ".old-*")) if target.name and not os.path.lexists(target) else []
-    if kept:
+    if target.name and not os.path.lexists(target) and (kept := sorted(target.parent.glob(glob.escape(target.name) + ".old-*"))):
         with contextlib.suppress(OSError):  # someone else was faster, or the disk is read-only
             kept[0].rename(target)
     return target
@@ -82,10 +78,8 @@ def _link(source: str | Path, copy: str | Path) -> None:
 
 
 def _carry_over(old: Path, new: Path, written_anew: bool = False) -> None:
-    """Give the new folder the files of the old one that it does not replace, as hard links where possible.
-
-    Weights of the same name and variant are replaced whole, whatever their number of shards and format. A component's folder that was written
-    anew keeps of the old one only weights of other variants.
+    """Give the new folder the files of the old one that it does not replace, as hard links where possible. Weights of the same name and variant are
+    replaced whole, whatever their number of shards and format. A component's folder that was written anew keeps only weights of other variants.
     """
     replaced = {(w.stem, w.variant) for name in os.listdir(new) if (w := parse_weight_name(name))}
     for source in old.iterdir():
@@ -105,7 +99,6 @@ def _carry_over(old: Path, new: Path, written_anew: bool = False) -> None:
 @contextlib.contextmanager
 def save_folder_atomic(target: PathLike) -> Iterator[Path]:
     """A temporary folder beside `target` to write a checkpoint in; on success it takes the target's place at once.
-
     A crash at any moment leaves the old checkpoint or the new one, an exception the old one. Files that the new one does not replace stay, such as
     other variants. Raises CheckpointError if the target is a file, or it or its parent may not be written.
     """
@@ -115,10 +108,10 @@ def save_folder_atomic(target: PathLike) -> Iterator[Path]:
     temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
     try:
         if target.is_dir() and not target.stat().st_mode & 0o222:
-            raise PermissionError(errno.EACCES, "a read-only folder")
+            raise PermissionError("a read-only folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         for found in target.parent.glob(glob.escape(target.name) + ".*-*"):  # left by saves that were killed; a younger one may be at work
-            if _DEBRIS.search(found.name) and found.is_dir() and time.time() - found.stat().st_mtime > DAY:
+            if _DEBRIS.search(found.name) and found.is_dir() and time.time() - found.stat().st_mtime > 24 * 3600:
                 shutil.rmtree(found, ignore_errors=True)
         temporary.mkdir()
         yield temporary
@@ -143,8 +136,7 @@ def save_folder_atomic(target: PathLike) -> Iterator[Path]:
 
 def _bytes(size: int | str) -> int:
     """A number of bytes: 10, "500MB" (decimal), "2GiB" (binary)."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B\s*", size, re.IGNORECASE) if isinstance(size, str) else None
-    if match:
+    if isinstance(size, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B\s*", size, re.IGNORECASE)):
         size = int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
     if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
         raise InputError("Not a size.", where="max_shard_size", got=size, expected='a number of bytes, or such as "10GB"')
@@ -160,8 +152,7 @@ def _shards(state: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
     room = limit
     for name in unique.values():
         if groups[-1] and state[name].nbytes > room:
-            groups.append({})
-            room = limit
+            groups, room = [*groups, {}], limit
         groups[-1][name] = state[name]
         room -= state[name].nbytes
     return groups
@@ -171,7 +162,6 @@ def save_model(
     model: Model, directory: PathLike, *, variant: str | None = None, max_shard_size: int | str = "10GB", safe_serialization: bool = True
 ) -> None:
     """What `Model.save_pretrained` does. Weights beyond `max_shard_size` are split over files, with an index.
-
     Raises CheckpointError if the folder cannot be written or the network has no values, InputError for an option without meaning.
     """
     import torch

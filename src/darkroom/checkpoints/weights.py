@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
@@ -26,21 +26,17 @@ _DTYPES = {
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name, on "meta".
-
-    Raises CheckpointError where the format's own reader finds that the header is not at most 100 MB of well-formed JSON, a dtype is unknown, a shape
-    disagrees with its bytes, or the tensors do not cover the file without a gap or overlap.
+    """The tensors of a safetensors file, by name, on "meta". Raises CheckpointError where the format's own reader finds that the header is not at
+    most 100 MB of well-formed JSON, a dtype is unknown, a shape disagrees with its bytes, or the tensors do not cover the file without a gap or
+    overlap.
     """
     open_regular(path).close()
-    found = {}
     try:
         with safe_open(path, framework="np") as file:
-            for name in file.keys():
-                entry = file.get_slice(name)
-                found[name] = torch.empty(entry.get_shape(), dtype=_DTYPES[entry.get_dtype()], device="meta")
+            entries = {name: file.get_slice(name) for name in file.keys()}
+            return {name: torch.empty(e.get_shape(), dtype=_DTYPES[e.get_dtype()], device="meta") for name, e in entries.items()}
     except (SafetensorError, OSError, RuntimeError, KeyError) as error:
         raise CheckpointError("Not a whole safetensors file.", where=path, got=str(error), fix=_DAMAGED) from None
-    return found
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
@@ -56,9 +52,8 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise CheckpointError("A pickled file that holds no tensors by name.", where=path, got=type(content).__name__)
     found = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
-    for name, t in found.items():
-        if t.is_sparse or t.is_quantized or t.nbytes > t.untyped_storage().nbytes():
-            raise CheckpointError("A tensor that the file does not hold whole.", where=path, got=name[:100], fix=_DAMAGED)
+    if cut := [name for name, t in found.items() if t.is_sparse or t.is_quantized or t.nbytes > t.untyped_storage().nbytes()]:
+        raise CheckpointError("A tensor that the file does not hold whole.", where=path, got=cut[0][:100], fix=_DAMAGED)
     return found
 
 
@@ -81,8 +76,7 @@ class Weights:
         room = 0
         for name in sorted(names, key=lambda name: (self.files[name], name)):
             if not groups or room <= 0 or self.files[groups[-1][-1]] != self.files[name]:
-                groups.append([])
-                room = CHUNK
+                groups, room = [*groups, []], CHUNK
             groups[-1].append(name)
             room -= self.entries[name].nbytes
         return groups
@@ -92,16 +86,13 @@ class Weights:
         path = self.files[names[0]]
         if path.suffix != ".safetensors":
             return {name: convert(name, self.entries[name]) for name in names}
-        tensors = {}
         try:
             with safe_open(path, framework="pt") as file:
-                for name in names:
-                    tensor = file.get_tensor(name)
-                    # the format does not align tensors
-                    tensors[name] = convert(name, tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor)
+                mapped = ((name, file.get_tensor(name)) for name in names)
+                # the format does not align tensors
+                return {name: convert(name, t.clone() if t.data_ptr() % t.itemsize else t) for name, t in mapped}
         except (SafetensorError, OSError) as error:
             raise CheckpointError("A weight file that cannot be read.", where=path, got=str(error), fix=_DAMAGED) from None
-        return tensors
 
 
 def _some(names: Iterable[str]) -> str:
@@ -116,18 +107,12 @@ def _without_ones(shape: torch.Size) -> torch.Size:
 
 
 def load_weights(
-    module: nn.Module,
-    weights: Weights,
-    *,
-    dtype: torch.dtype | None = None,
-    keep_in_float32: Iterable[str] = (),
-    rename: Callable[[str], str] = lambda name: name,
-    where: object = "model",
-) -> None:
-    """Give a module, built on "meta", the tensors of its files, on the CPU.
-
-    Names and shapes are compared by the headers first. A tensor that already has its final dtype stays mapped to the file; the others are cast in
-    chunks by several threads. A non-persistent buffer is in no file: build it with an explicit `device="cpu"`.
+    module: nn.Module, weights: Weights, *, dtype: torch.dtype | None = None, keep_in_float32: Collection[str] = (),
+    rename: Callable[[str], str] = str, where: object = "model",
+) -> None:  # fmt: skip
+    """Give a module, built on "meta", the tensors of its files, on the CPU. Names and shapes are compared by the headers first. A tensor that already
+    has its final dtype stays mapped to the file; the others are cast in chunks by several threads. A non-persistent buffer is in no file: build it
+    with an explicit `device="cpu"`.
 
     Floating-point tensors become `dtype`, or stay what they are if it is None; those with a part of `keep_in_float32` in their dotted names become
     float32. `rename` gives the module's name of a tensor that the file may call otherwise; `where` is for messages. Raises CheckpointError if
@@ -139,10 +124,8 @@ def load_weights(
         tied[id(own)].append(name)
     sources: dict[str, str] = {}
     for name in weights.entries:
-        target = rename(name)
-        if target in sources:
-            raise CheckpointError("Two tensors of one name.", where=where, got=f"{sources[target][:80]}, {name[:80]}", expected=target)
-        sources[target] = name
+        if (first := sources.setdefault(rename(name), name)) != name:
+            raise CheckpointError("Two tensors of one name.", where=where, got=f"{first[:80]}, {name[:80]}", expected=rename(name))
     extra = sources.keys() - state.keys()
     if missing := [name for name, own in state.items() if sources.keys().isdisjoint(tied[id(own)])]:
         fix = f"The files have other names: {_some(extra)}" if extra else "Fetch the files again, or correct the configuration."
@@ -157,12 +140,12 @@ def load_weights(
             raise CheckpointError("A tensor of another kind.", where=f"{where}: {target}", got=entry.dtype, expected=own.dtype)
     if extra:
         logger.warning("%s: %d tensors of the weight files belong to nothing: %s", where, len(extra), _some(extra))
-    full = frozenset(keep_in_float32)
 
     def convert(name: str, tensor: Tensor) -> Tensor:
         target = targets[name]
         if tensor.is_floating_point():
-            tensor = tensor.to(torch.float32 if full.intersection(target.split(".")) else dtype or tensor.dtype)
+            full = not set(target.split(".")).isdisjoint(keep_in_float32)
+            tensor = tensor.to(torch.float32 if full else dtype or tensor.dtype)
         return tensor.reshape(state[target].shape)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:

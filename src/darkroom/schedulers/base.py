@@ -6,7 +6,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,16 +67,6 @@ class Scheduler(Configurable):
     order: ClassVar[int] = 1
     init_noise_sigma: float | Tensor = 1.0
     num_inference_steps: int | None = None
-
-    def __init__(self, *args: Any, **options: Any):
-        """Options are the fields of `Config`, positional or by name. Raises ConfigError for a value that has no meaning."""
-        self._assemble(self._configure(*args, **options))
-
-    @classmethod
-    def _from_parsed(cls, parsed: Config) -> Self:
-        self = cls.__new__(cls)
-        self._assemble(parsed)
-        return self
 
     def _assemble(self, config: Config) -> None:
         """Check the configuration, then build tables and the timesteps that hold before `set_timesteps`."""
