@@ -21,7 +21,6 @@ def freeze(value: Any) -> Any:
 
 class Config(Mapping[str, Any]):
     """A frozen mapping with attribute access. Keys that the class does not know are kept in `extra` and written back.
-
     Subclass with `@dataclass(frozen=True, eq=False, repr=False)`; every field has a default.
     """
 
@@ -77,7 +76,6 @@ class Config(Mapping[str, Any]):
 
 class Configurable:
     """What models and schedulers share: `self.config`, built from keyword options or from a JSON file.
-
     A subclass names its dataclass in `Config` and its file in `config_name`; the signature of the constructor is read off the dataclass.
     """
 

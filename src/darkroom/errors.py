@@ -12,7 +12,6 @@ def _short(value: object, limit: int) -> str:
 
 class DarkroomError(Exception):
     """The root of darkroom's errors.
-
     `what` is one sentence on what went wrong, `where` the component, argument or file that it concerns, `got` what was found there,
     `expected` what would have been right and `fix` what the reader can do about it.
     """

@@ -46,7 +46,6 @@ class Declared(NamedTuple):
 
 class DiffusionPipeline:
     """The base of all pipelines.
-
     A pipeline names its components by annotations (`unet: UNet2DConditionModel`; `X | None` marks an optional one), or, in a class of your own, by
     the parameters of its `__init__`, which calls `register_modules`. Components are attributes; assigning one updates the configuration.
     """
@@ -154,7 +153,6 @@ class DiffusionPipeline:
 
     def to(self, *args: Any, device: Any = None, dtype: torch.dtype | None = None, silence_dtype_warnings: bool = False) -> Self:
         """Move every network to a device, a dtype or both: `to("cuda")`, `to(torch.float16)`, `to("cuda", torch.float16)`.
-
         In place; returns the pipeline. Pipelines made from this one share the weights, so they move too.
         """
         for value in args:
@@ -181,7 +179,6 @@ class DiffusionPipeline:
         use_safetensors: bool | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Load a pipeline: on `DiffusionPipeline` of the class that the checkpoint names, on a concrete class of that class.
-
         Args:
             pretrained_model_name_or_path: a folder with `model_index.json`, or a hub id such as "org/name".
             dtype: the dtype of all networks, or one per component with "default" for the rest; float32 where nothing is said.
@@ -202,7 +199,6 @@ class DiffusionPipeline:
         self, save_directory: PathLike, *, variant: str | None = None, max_shard_size: int | str = "10GB", safe_serialization: bool = True
     ) -> None:
         """Write every component and `model_index.json` into a folder, whole or not at all; other variants that it holds stay.
-
         `variant` goes into the weight files' names, as in `diffusion_pytorch_model.fp16.safetensors`; weights beyond `max_shard_size` ("10GB" or
         bytes) are split over several files; `safe_serialization=False` writes pickles (`.bin`).
         """
@@ -215,10 +211,8 @@ class DiffusionPipeline:
         cls, pipeline: DiffusionPipeline, *, dtype: torch.dtype | None = None, torch_dtype: torch.dtype | None = None, **kwargs: Any
     ) -> Self:
         """A pipeline of this class over the weights of another one, with a state of its own.
-
         Nothing is copied or recast: parameters are the same objects. Layers that are replaced, hooks, schedulers and attention functions of
         the new pipeline leave the source as it is, and the reverse.
-
         Args:
             pipeline: the source.
             dtype: gives the new pipeline private copies of the weights in that dtype; the source keeps its own.

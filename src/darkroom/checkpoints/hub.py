@@ -49,7 +49,6 @@ def _remote_names(repo_id: str, commit: str, hub: dict[str, Any]) -> list[str] |
 
 def locate(path_or_id: PathLike, *, files: Collection[str], choose: Choice | None = None, subfolder: str | None = None, **hub: Any) -> Path:
     """The local folder of a checkpoint, joined with `subfolder`: a folder, taken as it is, or a hub id. CheckpointError if there is neither.
-
     `files` are fetched of a hub repository first, relative to `subfolder`; `choose` takes the names in the folder and the folder with `files` and
     says what else is needed. It is called for local folders too, for its errors. `hub` are `HUB_OPTIONS`; `revision`, a branch, tag or commit, is
     resolved to a commit once. What the hub does not answer, the cache does.

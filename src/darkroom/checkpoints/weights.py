@@ -113,7 +113,6 @@ def load_weights(
     """Give a module, built on "meta", the tensors of its files, on the CPU. Names and shapes are compared by the headers first. A tensor that already
     has its final dtype stays mapped to the file; the others are cast in chunks by several threads. A non-persistent buffer is in no file: build it
     with an explicit `device="cpu"`.
-
     Floating-point tensors become `dtype`, or stay what they are if it is None; those with a part of `keep_in_float32` in their dotted names become
     float32. `rename` gives the module's name of a tensor that the file may call otherwise; `where` is for messages. Raises CheckpointError if
     tensors are missing, two have one name, or one has another shape or kind than the module's.

@@ -21,7 +21,6 @@ class AutoModel:
     @classmethod
     def from_pretrained(cls, path: PathLike, *, subfolder: str | None = None, **options: Any) -> Any:
         """Load a network from a folder or a hub id.
-
         Options are as in `Model.from_pretrained`. Raises CheckpointError if there is no `config.json`, or it names no class that is known.
         """
         options.setdefault("dtype", options.pop("torch_dtype", None))

@@ -18,7 +18,6 @@ T = TypeVar("T")
 
 class Model(Configurable, nn.Module):
     """A network over a frozen configuration.
-
     A subclass sets `Config` and `Result` and implements `build(config)`, which creates the submodules, and `forward`, which returns a
     plain tensor. Calling the network wraps that tensor in `Result`, or in a one-element tuple with `return_dict=False`.
     """
@@ -70,7 +69,6 @@ class Model(Configurable, nn.Module):
         variant: str | None = None, use_safetensors: bool | None = None, **options: Any,
     ) -> Self:  # fmt: skip
         """Load a network from a folder with `config.json` and weights, or a hub id; `subfolder` is the component's inside it.
-
         `dtype` is the result's, float32 if not given (`torch_dtype` is its older name), `variant` the weight files', such as "fp16".
         `use_safetensors` True refuses `.bin` files, False reads them. `options` are `revision`, `cache_dir`, `token`, `local_files_only` and
         `force_download` for the hub, and keys of the configuration to override. Raises CheckpointError if the folder, its configuration or its

@@ -53,11 +53,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 class Scheduler(Configurable):
     """Timesteps of a run, and one step of it: `set_timesteps(n)`, then `step(out, t, x).prev_sample` for each t of `timesteps`.
-
     `step` takes the network's output and the sample, (B, C, ...) both, and an item of `timesteps`; a `generator` (or one for each row) makes
     its noise, and `return_dict=False` gives a tuple. It replaces attributes and never changes them in place: `copy.copy(scheduler)` is an
     independent run over the same configuration and tables.
-
     `timesteps` descend, (steps,), on the device given to `set_timesteps`; before, they are the whole table. `init_noise_sigma` is the standard
     deviation of the noise that a run starts from, and `order` the network evaluations per step of the schedule. `step_index` is the position
     of the next step in `timesteps`, once the first was asked for, and `begin_index` where the run starts, if `set_begin_index` said so.
@@ -214,7 +212,6 @@ def options(**defaults: Any) -> type[Config]:
 
 class KarrasScheduler(Scheduler):
     """A scheduler over the betas of a discrete-time process: x = alpha x0 + sigma eps, alpha^2 = alpha bar, sigma^2 = 1 - alpha bar.
-
     These schedulers can replace one another. `betas`, `alphas` and `alphas_cumprod` are (num_train_timesteps,) float32 on the CPU, and
     `final_alpha_cumprod` is alpha bar of the data itself, where the last step ends. This base is for integer timesteps that index the table.
     """
