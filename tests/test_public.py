@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src/darkroom"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SHARED = ("checkpoints", "core", "models", "schedulers")
 LONGEST_FILE, LARGEST_PACKAGE = 800, 6000  # lines; lines of code, without blanks, comments and docstrings
-WITH_BLANKS_AND_DOCSTRINGS = 6900
+WITH_BLANKS_AND_DOCSTRINGS = 6000
 
 names = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 

@@ -1,6 +1,5 @@
 """`python -m darkroom`."""
 
-from __future__ import annotations
 from .cli import main
 
 __all__: list[str] = []

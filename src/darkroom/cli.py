@@ -12,14 +12,11 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from typer import Argument, Exit, Option, Typer, echo
 from . import __version__
 from .assets import EMOJI, SUITED
 from .errors import DarkroomError, InputError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = ["app", "main"]
 
@@ -69,12 +66,12 @@ def generate(
     strength: Annotated[float | None, _option("strength", "--strength")] = None,
     dtype: Annotated[str, Option(help="float32, float16 or bfloat16.")] = "float32",
     device: Annotated[str | None, Option(help="Where to compute.", show_default="cuda if there is one, else cpu")] = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="PNG to write, over another too; without it, picture.png or the next free name.")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="PNG to write, over another too; else the next free picture.png.")] = None,
     quiet: Annotated[bool, Option("--quiet", "-q", help="No progress bar and no hints.")] = False,
 ) -> None:
     """Make pictures from a prompt, an image, or an image and a mask. Each file remembers how it was made: see `show`."""
+    from .utils import load_image
+
     if quiet or not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported, which is yet to come
     files, (width, height) = _targets(output, num), _size(size)
@@ -83,23 +80,13 @@ def generate(
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     if not 0 <= seed <= 2**63 - num:
         raise InputError("A seed out of range.", where="--seed", got=seed, expected="0 to 2^63 - 1")
-
     pipe, generator = _load(model, dtype, device, scheduler)
-    given = {
-        "prompt": prompt,
-        "negative_prompt": negative,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "height": height,
-        "width": width,
-        "image": _picture(image),
-        "mask_image": _picture(mask),
-        "strength": strength,
-    }
+    given = dict(prompt=prompt, negative_prompt=negative, num_inference_steps=steps, guidance_scale=guidance, height=height, width=width)
+    given |= dict(strength=strength, image=image, mask_image=mask)
     given = (SUITED if model == EMOJI else {}) | {name: value for name, value in given.items() if value is not None}
+    given |= {name: load_image(given[name]) for name in ("image", "mask_image") if name in given}
     for number in range(seed, seed + num):  # one by one: a picture does not depend on how many are made with it
-        made = pipe(**given, generator=generator.manual_seed(number)).images[0]
-        file = next(files)
+        made, file = pipe(**given, generator=generator.manual_seed(number)).images[0], next(files)
         _save(made, file, _record(pipe, given, model, made, number))
         echo(f"{file} (seed {number})")
 
@@ -110,11 +97,17 @@ def show(
     as_json: Annotated[bool, Option("--json", help="As a JSON object.")] = False,
 ) -> None:
     """Tell how a picture was made: prompt, seed, scheduler and settings."""
-    record = _read_record(file)
-    if as_json:
-        echo(json.dumps(record, indent=2, ensure_ascii=False))
-    else:
-        echo("\n".join(f"{name + ':':<11}{value}" for name, value in record.items()))
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            record = {name: str(value) for name, value in getattr(picture, "text", {}).items()}
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError("No picture that can be read.", where=file, got=str(error), expected="a PNG") from None
+    if "darkroom" not in record:
+        raise InputError("This picture does not say how it was made.", where=file, expected="a PNG that darkroom made")
+    lines = (f"{name + ':':<11}{value}" for name, value in record.items())
+    echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -128,15 +121,11 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-# ---- arguments
-
-
 def _size(size: str | None) -> tuple[int | None, int | None]:
     """(width, height)"""
     if size is None:
         return None, None
-    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size.strip().lower())
-    if not found:
+    if not (found := re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size.strip().lower())):
         raise InputError("A size that cannot be read.", where="--size", got=size, expected="such as 64 or 96x64 (pixels)")
     return int(found[1]), int(found[2] or found[1])
 
@@ -152,12 +141,6 @@ def _targets(output: Path | None, num: int) -> Iterator[Path]:
     numbered = (base.with_stem(f"{base.stem}-{i}") for i in itertools.count(1 if num > 1 else 2))
     files = numbered if num > 1 else itertools.chain([base], numbered)
     return files if output else (file for file in files if not file.exists())
-
-
-def _picture(source: str | None) -> Image | None:
-    from .utils import load_image
-
-    return None if source is None else load_image(source)
 
 
 def _plain(name: str) -> str:
@@ -204,31 +187,19 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text)) - {"a", "an", "and", "at", "emoji", "for", "in", "of", "on", "the", "to", "with"}
 
 
-# ---- files
-
-
-def _record(pipe: Any, given: dict[str, Any], model: str, picture: Image, seed: int) -> dict[str, str]:
+def _record(pipe: Any, given: dict[str, Any], model: str, picture: Any, seed: int) -> dict[str, str]:
     """How the picture was made. No time and no place: the same seed gives the same bytes everywhere."""
     kind = type(pipe)
     own = kind.__call__.__signature__.parameters
     kind = next((kind.with_task(name) for name in kind.tasks if name in given and name not in own), kind)
-    values = {name: p.default for name, p in kind.__call__.__signature__.parameters.items()} | given
-    record = {
-        "prompt": values.get("prompt"),
-        "negative": values.get("negative_prompt"),
-        "model": "emoji" if model == EMOJI else model,
-        "scheduler": type(pipe.scheduler).__name__,
-        "steps": values.get("num_inference_steps"),
-        "guidance": values.get("guidance_scale"),
-        "strength": values.get("strength"),
-        "size": f"{picture.width}x{picture.height}",
-        "seed": seed,
-        "darkroom": __version__,
-    }
+    used = {name: p.default for name, p in kind.__call__.__signature__.parameters.items()} | given
+    record = dict(prompt=used.get("prompt"), negative=used.get("negative_prompt"), model="emoji" if model == EMOJI else model)
+    record |= dict(scheduler=type(pipe.scheduler).__name__, steps=used.get("num_inference_steps"), guidance=used.get("guidance_scale"))
+    record |= dict(strength=used.get("strength"), size=f"{picture.width}x{picture.height}", seed=seed, darkroom=__version__)
     return {name: str(value) for name, value in record.items() if value is not None}
 
 
-def _save(picture: Image, file: Path, record: dict[str, str]) -> None:
+def _save(picture: Any, file: Path, record: dict[str, str]) -> None:
     """Write a PNG with its record, whole or not at all."""
     from PIL.PngImagePlugin import PngInfo
 
@@ -243,16 +214,3 @@ def _save(picture: Image, file: Path, record: dict[str, str]) -> None:
         raise InputError("The file cannot be written.", where=file, got=str(error), fix="Choose another --output.") from None
     finally:
         part.unlink(missing_ok=True)
-
-
-def _read_record(file: Path) -> dict[str, str]:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            found = dict(getattr(picture, "text", {}))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError("No picture that can be read.", where=file, got=str(error), expected="a PNG") from None
-    if "darkroom" not in found:
-        raise InputError("This picture does not say how it was made.", where=file, expected="a PNG that darkroom made")
-    return {name: str(value) for name, value in found.items()}

@@ -13,8 +13,8 @@ from torch import Generator, Tensor
 from .core.codec import LatentCodec
 from .core.guidance import CFG
 from .core.inputs import Inputs, combine, field, signature
-from .core.loop import denoise
-from .core.predict import batched
+from .core.loop import batched, denoise
+from .core.media import tensor_to_images
 from .core.types import Branch, Conditioning, Guidance, Run, Task
 from .errors import InputError
 from .outputs import Output
@@ -37,9 +37,7 @@ class CallInputs(Inputs):
     num_inference_steps: int = field("Denoising steps: more are slower and finer.", 50, minimum=1, integer=True)
     generator: Generator | list[Generator] | None = field("Source of random numbers; a list has one per picture.")
     guidance: Guidance | None = field("A guidance object, such as CFG(5, terms=[PAG(3)]), in place of the scales.")
-    callback_on_step_end: Callable[..., dict[str, Any]] | None = field(
-        "Called as f(pipe, step, timestep, tensors) after each step; the tensors it returns replace the run's."
-    )
+    callback_on_step_end: Callable[..., dict[str, Any]] | None = field("After each step: f(pipe, step, timestep, tensors) -> new tensors.")
     callback_on_step_end_tensor_inputs: list[str] = field("Which tensors the callback gets.", ["latents"])
     callback: Callable[..., None] | None = field("Older form: called as f(step, timestep, latents).")
     callback_steps: int = field("Call `callback` every so many steps.", 1, minimum=1, integer=True)
@@ -47,7 +45,6 @@ class CallInputs(Inputs):
 
 class Family(DiffusionPipeline):
     """The base of darkroom's pipelines.
-
     A family sets components (annotations), `codec`, `inputs`, and implements `encode` and `denoise_once`. A concrete class adds a `task` and,
     where it has them, guidance `terms`. From these follow the signature of the call, its checks, and the loop.
     """
@@ -68,8 +65,7 @@ class Family(DiffusionPipeline):
 
     if TYPE_CHECKING:  # at run time an annotation is a component, and each class gets a call of its own
         scheduler: Any
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+        __call__: Callable[..., Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         for term in cls.__dict__.get("terms", ()):
@@ -83,8 +79,6 @@ class Family(DiffusionPipeline):
                 extra = [f.name for term in cls.terms for f in dataclasses.fields(term.Inputs)]
                 order = " ".join([order, *(n for n in extra if n not in Inputs.__dataclass_fields__)])
             cls.__call__ = _call_of(signature(cls.Inputs, order))  # type: ignore[method-assign]
-
-    # ---- what a family implements
 
     @property
     def denoiser(self) -> Any:
@@ -118,24 +112,15 @@ class Family(DiffusionPipeline):
         return {"latents": run.x, **run.tensors}
 
     def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            if name == "latents":
-                run.x = tensor
-            elif name in run.tensors:
-                run.tensors[name] = tensor
+        run.x = tensors.get("latents", run.x)
+        run.tensors |= {name: tensors[name] for name in run.tensors if name in tensors}
 
     def decode(self, run: Run) -> dict[str, Any]:
         """The fields of the output, from the final latents."""
-        images = run.x
-        if run.inputs.output_type != "latent":
-            images = self.to_images(self.codec.decode(self, run.x), run)
-        return {"images": images}
-
-    # ---- what follows from it
+        latent = run.inputs.output_type == "latent"
+        return {"images": run.x if latent else self.to_images(self.codec.decode(self, run.x), run)}
 
     def to_images(self, pixels: Tensor, run: Run) -> Any:
-        from .core.media import tensor_to_images
-
         return self.task.finish(tensor_to_images(pixels, run.inputs.output_type), run)
 
     def self_attention_sites(self) -> list[str]:
@@ -153,14 +138,10 @@ class Family(DiffusionPipeline):
         custom = {n: v for n in ("timesteps", "sigmas") if (v := getattr(inputs, n, None)) is not None}
         if len(custom) > 1:
             raise InputError("Timesteps are given twice.", where="timesteps, sigmas", expected="one of the two")
-        for name in custom:
-            if name not in inspect.signature(scheduler.set_timesteps).parameters:
-                got, expected = type(scheduler).__name__, "one whose set_timesteps has this argument, such as EulerDiscreteScheduler"
-                raise InputError("This scheduler takes no schedule of one's own.", where=name, got=got, expected=expected)
-        if custom:
-            scheduler.set_timesteps(**custom, device=self.device)
-        else:
-            scheduler.set_timesteps(inputs.num_inference_steps, device=self.device)
+        for name in custom.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
+            got, expected = type(scheduler).__name__, "one whose set_timesteps has this argument, such as EulerDiscreteScheduler"
+            raise InputError("This scheduler takes no schedule of one's own.", where=name, got=got, expected=expected)
+        scheduler.set_timesteps(*(() if custom else (inputs.num_inference_steps,)), **custom, device=self.device)
         run.steps = len(scheduler.timesteps) if custom else inputs.num_inference_steps
         return scheduler.timesteps
 
@@ -172,12 +153,11 @@ class Family(DiffusionPipeline):
         self.check(inputs)
         self.task.check(self, inputs, rows)
         allowed = (*self.callback_tensors, *self.task.tensors)
-        unknown = [n for n in inputs.callback_on_step_end_tensor_inputs if n not in allowed]
-        if unknown:
+        if unknown := [n for n in inputs.callback_on_step_end_tensor_inputs if n not in allowed]:
             raise InputError("No such tensor.", where="callback_on_step_end_tensor_inputs", got=unknown, expected=", ".join(allowed))
         guidance = copy.deepcopy(inputs.guidance) or self.guidance(inputs)  # terms keep what they record, so a call has its own
-        cond = self.encode(inputs, guidance.needs_negative)
-        run = Run(inputs, rows, guidance.prepare(cond, self), scheduler=copy.copy(self.scheduler))
+        cond = guidance.prepare(self.encode(inputs, guidance.needs_negative), self)
+        run = Run(inputs, rows, cond, scheduler=copy.copy(self.scheduler))
         self.task.start(self, run)
         with self._running(run), self.progress_bar(total=len(run.timesteps)) as bar:
             for _ in denoise(self, run, guidance):
@@ -189,10 +169,9 @@ class Family(DiffusionPipeline):
     def _after_step(self, run: Run, guidance: Any) -> None:
         inputs, t = run.inputs, run.timesteps[run.index]
         if inputs.callback_on_step_end is not None:
-            view = RunView(self, run, guidance)
             tensors = self.named_tensors(run)
             wanted = {n: tensors[n] for n in inputs.callback_on_step_end_tensor_inputs if n in tensors}
-            self.replace_tensors(run, inputs.callback_on_step_end(view, run.index, t, wanted) or {})
+            self.replace_tensors(run, inputs.callback_on_step_end(RunView(self, run, guidance), run.index, t, wanted) or {})
             if run.cond.negative is not None and not guidance.needs_negative:
                 run.cond = guidance.prepare(Conditioning(run.cond.positive), self)
         if inputs.callback is not None and run.index % inputs.callback_steps == 0:
@@ -217,15 +196,10 @@ class RunView:
 
     def _home(self, name: str) -> tuple[Any, str]:
         """The object that holds what the reference calls `name`, with or without an underscore, and its name there."""
-        plain = name.removeprefix("_")
-        if plain == "interrupt":
-            return self._run, "stop"
-        if plain in ("guidance_scale", "guidance_rescale"):
-            return self._guidance, plain.removeprefix("guidance_")
-        if plain == "scheduler":
-            return self._run, plain
-        known = plain in type(self._run.inputs).__dataclass_fields__
-        return (self._run.inputs, plain) if known else (self._pipe, name)
+        run, plain = self._run, name.removeprefix("_")
+        own = {"interrupt": (run, "stop"), "scheduler": (run, "scheduler")}
+        own |= {f"guidance_{part}": (self._guidance, part) for part in ("scale", "rescale")}
+        return own.get(plain) or ((run.inputs, plain) if plain in type(run.inputs).__dataclass_fields__ else (self._pipe, name))
 
     def __getattr__(self, name: str) -> Any:
         if name.removeprefix("_") == "num_timesteps":

@@ -1,6 +1,5 @@
 """What calls return: dataclasses that also answer to an index and to a key, and turn into tuples."""
 
-from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,13 +9,12 @@ __all__ = ["Output"]
 
 class Output(Mapping[Any, Any]):
     """A dataclass whose fields are also items: `out.sample`, `out["sample"]`, `out[0]` and `(sample,) = out.to_tuple()`.
-
     A field that is None does not count for indexes, keys and tuples.
     """
 
     def _present(self) -> dict[str, Any]:
-        named = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore[arg-type]
-        return {k: v for k, v in named if v is not None}
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {f.name: value for f in fields if (value := getattr(self, f.name)) is not None}
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(self._present().values())

@@ -1,6 +1,5 @@
 """Pictures from files and the network, and sheets of pictures."""
 
-from __future__ import annotations
 import contextlib
 import http.client
 import io
@@ -27,12 +26,9 @@ def load_image(
     image: Source, convert_method: Callable[[Image.Image], Image.Image] | None = None, *, allow_private: bool = False
 ) -> Image.Image:
     """A file's path, an http or https URL (at most 64 MiB) or a PIL image as RGB, or as `convert_method` gives it, upright as its EXIF data say.
-
-    Args:
-        allow_private: also follow URLs to addresses that are not public (loopback, local networks), and the environment's proxies.
-            Without it, every address that the host and its redirects resolve to has to be public.
-    Raises:
-        InputError: no such file, an address that is not allowed, a failed or too large download, no picture, over 178 million pixels.
+    `allow_private` also follows URLs to addresses that are not public (loopback, local networks), and the environment's proxies. Without it, every
+    address that the host and its redirects resolve to has to be public. InputError is raised for no such file, an address that is not allowed,
+    a failed or too large download, no picture and over 178 million pixels.
     """
     if not isinstance(image, (str, os.PathLike, Image.Image)):
         raise InputError("No picture.", where="image", got=type(image).__name__, expected="path, URL or PIL image")
@@ -79,8 +75,7 @@ class _Http(http.client.HTTPConnection):
         """Connect to one of the very addresses that were checked: a name may resolve to another one a moment later."""
         found = dict.fromkeys(info[4][0] for info in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
         if refused := [address for address in found if not _is_public(address)]:
-            fix = "Pass allow_private=True if you trust the URL."
-            raise InputError("This address is not public.", where=self.host, got=refused[0], fix=fix)
+            raise InputError("This address is not public.", where=self.host, got=refused[0], fix="Pass allow_private=True if you trust it.")
         for address in found:
             with contextlib.suppress(OSError):
                 self.sock = socket.create_connection((address, self.port), self.timeout)

@@ -174,7 +174,7 @@ def test_model_from_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     with pytest.raises(ConfigError, match="widht"):
         Toy.from_pretrained(tmp_path / "unet", widht=16)
     with pytest.raises(InputError, match="dtype"):
-        Toy.from_pretrained(tmp_path / "unet", dtype="auto")
+        Toy.from_pretrained(tmp_path / "unet", dtype="float16")
 
 
 def test_bad_folders(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ class Saves:
         """The id of a process that does `work`."""
         pid = os.fork()
         if pid == 0:
+            signal.alarm(120)  # no process is left over
             try:
                 work()
                 os._exit(0)

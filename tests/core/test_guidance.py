@@ -7,8 +7,7 @@ import torch
 from darkroom import CFG, PAG, SAG, DDIMScheduler, InputError
 from darkroom.core.attention import by_rows, eager, sdpa
 from darkroom.core.guidance import rescale
-from darkroom.core.loop import denoise
-from darkroom.core.predict import batched, one_call_per_branch
+from darkroom.core.loop import batched, denoise, one_call_per_branch
 from darkroom.core.types import Branch, Conditioning, Run
 
 
@@ -41,12 +40,12 @@ class OneByOne(Toy):
 
 def sample(pipe, guidance, negative=True, steps=4):
     g = torch.Generator().manual_seed(0)
-    context, other = torch.randn(2, 2, 5, 3, generator=g)
+    context, other = torch.randn(2, 2, 5, 3, generator=g, dtype=torch.float64)  # rounding is not what is tested here
     cond = Conditioning(Branch({"context": context}), Branch({"context": other}) if negative else None)
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(steps)
     run = Run(SimpleNamespace(generator=None), 2, guidance.prepare(cond, pipe), scheduler)
-    run.x, run.timesteps = torch.randn(2, 4, 8, 8, generator=g), scheduler.timesteps
+    run.x, run.timesteps = torch.randn(2, 4, 8, 8, generator=g, dtype=torch.float64), scheduler.timesteps
     for _ in denoise(pipe, run, guidance):
         pass
     return run.x

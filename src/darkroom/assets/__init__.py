@@ -1,6 +1,5 @@
 """Checkpoints that come with the package."""
 
-from __future__ import annotations
 from pathlib import Path
 
 __all__ = ["EMOJI", "SUITED"]

@@ -1,23 +1,23 @@
 """A file in the original layout, and the components that it holds."""
 
 from __future__ import annotations
-import contextlib
 import copy
 import io
 import logging
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 import torch
 from torch import nn
-from ..errors import CheckpointError, DarkroomError, InputError
+from ..errors import CheckpointError, InputError
 from . import inferred
 from .files import open_regular, parse_json, read_json
-from .index import building, component_class, quiet_transformers
+from .index import component_class, quiet_transformers
 from .layouts import ANCHORS, FUSED, IGNORED, NAMES, NETWORKS, PLACES, PUBLISHED_STEPS, QUERY_KEY_VALUE, SEEMS, TEXTS, TextPlace
+from .models import skeleton
 from .unpickling import run_pickle
 from .weights import Entry, Weights, load_weights
 
@@ -39,7 +39,9 @@ class SingleFile:
         original_config: the contents of the training code's YAML file: overrides what is inferred.
         prediction_type: "epsilon" or "v_prediction"; tensors do not always tell.
         extract_ema: take the UNet's averaged weights, where the file holds both.
+        device: where networks go.
         disable_mmap: read the file instead of mapping it.
+        progress: called with the number of bytes read since its last call.
     Raises:
         CheckpointError: the file or a configuration cannot be read.
     """
@@ -52,9 +54,12 @@ class SingleFile:
         original_config: Mapping[str, Any] | None = None,
         prediction_type: str | None = None,
         extract_ema: bool = False,
+        device: torch.device | str = "cpu",
         disable_mmap: bool = False,
+        progress: Callable[[int], object] | None = None,
     ):
-        self.path, self.config, self.extract_ema, self.disable_mmap = path, config, extract_ema, disable_mmap
+        self.path, self.config, self.extract_ema = path, config, extract_ema
+        self.reading: dict[str, Any] = {"device": device, "mmap": False if disable_mmap else None, "progress": progress}
         self.weights = Weights([path])
         self.shapes = {name: entry.shape for name, entry in self.weights.entries.items()}
         self.metadata = self._metadata()
@@ -154,18 +159,6 @@ class SingleFile:
 
     # ---- components
 
-    @contextlib.contextmanager
-    def _making(self, what: str) -> Iterator[None]:
-        """Networks are made on "meta", one at a time; what cannot be made is the file's fault."""
-        try:
-            with building, torch.device("meta"):
-                yield
-        except DarkroomError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"The shapes and options describe no {what}.", where=self.path, got=reason) from error
-
     def _fill(self, module: nn.Module, part: Part, names: Part, dtype: torch.dtype | None, what: str) -> None:
         """Load a part. `names` has ours for the original ones; what else there is keeps its own, for the warning."""
         weights, where = copy.copy(self.weights), f"{self.path}: {what}"
@@ -178,10 +171,10 @@ class SingleFile:
             weights.entries |= found
         weights.files = dict.fromkeys(weights.entries, self.path)
         full = getattr(module, "keep_in_float32", ())
-        load_weights(module, weights, dtype=dtype, keep_in_float32=full, mmap=False if self.disable_mmap else None, where=where)
+        load_weights(module, weights, dtype=dtype, keep_in_float32=full, where=where, **self.reading)
 
     def network(self, component: str, *, dtype: torch.dtype | None = torch.float32, **changes: Any) -> Any:
-        """The UNet or VAE on the CPU, in eval mode. `dtype` None keeps what is stored; `changes` override its configuration.
+        """The UNet or VAE in eval mode. `dtype` None keeps what is stored; `changes` override its configuration.
 
         A file of one network with the names of the folder layout is read too, if there is a configuration for it.
         """
@@ -191,7 +184,7 @@ class SingleFile:
         foldered = not part and given is not None and any(n.startswith(("down_blocks.", "encoder.down_blocks.")) for n in self.shapes)
         if not part and not foldered:
             raise self.lacks(name)
-        with self._making(name):
+        with skeleton(self.weights, name, self.path):
             if given is None:
                 infer = inferred.unet_config if component == "unet" else inferred.vae_config
                 seen, assumed = infer(self._shapes_of(part), self.family, self.prediction_type)
@@ -204,14 +197,14 @@ class SingleFile:
         return model.eval()
 
     def text_encoder(self, component: str, *, dtype: torch.dtype | None = torch.float32) -> Any:
-        """`text_encoder` or `text_encoder_2` on the CPU, in eval mode. Raises CheckpointError if the file does not have it."""
+        """`text_encoder` or `text_encoder_2` in eval mode. Raises CheckpointError if the file does not have it."""
         import transformers
 
         if component not in self.texts:
             raise self.lacks(component)
         place = self.texts[component]
         cls, part, given = getattr(transformers, place.class_name), self._under(place.prefix), self._given(component)
-        with quiet_transformers(), self._making(place.class_name):
+        with quiet_transformers(), skeleton(self.weights, place.class_name, self.path):
             if given is None:
                 seen, assumed = inferred.text_config(self._shapes_of(part), place)
                 given = {**assumed, **{k: v for k, v in self._told(component).items() if k in TEXT_UNSEEN}, **seen}

@@ -38,6 +38,7 @@ def _members(file: BinaryIO) -> dict[str, tuple[int, int]]:
     size, found = os.fstat(file.fileno()).st_size, {}
     with zipfile.ZipFile(_Bounded(io.FileIO(file.fileno(), closefd=False))) as archive:
         infos = archive.infolist()
+    file.seek(0, os.SEEK_END)  # the archive has moved the descriptor under this file's buffer
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 0x41:
             raise ValueError("a member that is compressed or encrypted")

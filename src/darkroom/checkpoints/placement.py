@@ -63,7 +63,7 @@ def available_memory() -> dict[torch.device, int]:
 
 def _device(value: object, where: str) -> torch.device:
     try:
-        return torch.device("cuda", value) if isinstance(value, int) else torch.device(value)  # type: ignore[arg-type]
+        return torch.device("cuda", value) if isinstance(value, int) else torch.device(value)  # type: ignore[call-overload]
     except (RuntimeError, TypeError):
         expected = '"balanced", "auto", a device such as "cuda" or "cpu", "meta", or {component: device}'
         raise InputError("No such device.", where=where, got=value, expected=expected) from None

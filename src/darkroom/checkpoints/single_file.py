@@ -27,7 +27,7 @@ __all__ = ["load_single_file", "load_text_encoders", "open_single_file", "save_s
 
 DType = torch.dtype | str | Mapping[str, torch.dtype] | None
 YAML_LIMIT = 2**20  # bytes
-_OPTIONS = ("config", "subfolder", "original_config", "prediction_type", "extract_ema", "disable_mmap", *HUB_OPTIONS)
+_OPTIONS = ("config", "subfolder", "original_config", "prediction_type", "extract_ema", "device", "disable_mmap", "progress", *HUB_OPTIONS)
 _MEANINGLESS = frozenset("low_cpu_mem_usage mirror resume_download offload_state_dict use_safetensors".split())
 _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _REFERENCE = re.compile(r"(?:(https?://[^/]+)/)?([\w.-]+/[\w.-]+)/(?:(?:blob|resolve)/([^/]+)/)?([^?]+)(?:\?.*)?", re.ASCII)
@@ -86,7 +86,9 @@ def open_single_file(
     original_config: PathLike | Mapping[str, Any] | None = None,
     prediction_type: str | None = None,
     extract_ema: bool = False,
+    device: torch.device | str = "cpu",
     disable_mmap: bool = False,
+    progress: Callable[[int], object] | None = None,
     **hub: Any,
 ) -> SingleFile:
     """A file, ready for its components to be loaded; nothing but headers is read.
@@ -105,7 +107,8 @@ def open_single_file(
         light = lambda names, _: list(filter(_is_light, names))  # noqa: E731
         config = locate(config, files=[INDEX_NAME, "config.json"], choose=light, subfolder=subfolder, **hub)
     original = None if original_config is None else _yaml(original_config)
-    options: dict[str, Any] = {"prediction_type": prediction_type, "extract_ema": extract_ema, "disable_mmap": disable_mmap}
+    options: dict[str, Any] = {"prediction_type": prediction_type, "extract_ema": extract_ema, "device": device}
+    options |= {"disable_mmap": disable_mmap, "progress": progress}
     return SingleFile(_find(path, hub), config=config, original_config=original, **options)
 
 
@@ -140,7 +143,7 @@ def load_single_file(cls: Any, path: PathLike, *, dtype: DType = None, **given: 
         given: options of `open_single_file`; of a pipeline its own options, and components to use instead of the file's; of a network keys of its
             configuration to override.
     Returns:
-        The pipeline or network, on the CPU, in eval mode. A safety checker is never in such a file.
+        The pipeline or network, on `device` (the CPU), in eval mode. A safety checker is never in such a file.
     Raises:
         CheckpointError: the file cannot be used; says what it seems to be. InputError: an option without meaning.
     """

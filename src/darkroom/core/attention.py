@@ -4,9 +4,9 @@
 (B, heads, N, M); `site` is the dotted name of the layer. The result is (B, heads, N, d).
 """
 
-from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,35 +53,25 @@ class Patch:
     sites: frozenset[str]
     replacement: Attend
 
-    def at(self, site: str) -> Attend:
-        return self.replacement if site in self.sites else resolve(self.base, site)
-
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = "") -> Tensor:
-        return self.at(site)(q, k, v, mask=mask, site=site)
+        return resolve(self, site)(q, k, v, mask=mask, site=site)
 
 
 def resolve(attend: Attend, site: str) -> Attend:
     """The function that `attend` comes down to at that layer."""
-    return attend.at(site) if isinstance(attend, Patch) else attend
+    while isinstance(attend, Patch):
+        attend = attend.replacement if site in attend.sites else attend.base
+    return attend
 
 
 def by_rows(attends: Sequence[Attend], rows: int) -> Attend:
-    """One function for a batch of several branches of `rows` rows each, each with its own attention.
-
-    At every layer, neighbours that come down to the same function are computed together.
-    """
+    """One function for a batch of branches of `rows` rows, each with its own attention. Neighbours with the same at a layer are computed together."""
     if all(a is attends[0] for a in attends):
         return attends[0]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = "") -> Tensor:
-        functions: list[Attend] = []
-        sizes: list[int] = []
-        for function in (resolve(a, site) for a in attends):
-            if functions and functions[-1] is function:
-                sizes[-1] += rows
-            else:
-                functions.append(function)
-                sizes.append(rows)
+        groups = [(function, rows * len(list(same))) for function, same in groupby(resolve(a, site) for a in attends)]
+        functions, sizes = zip(*groups)
         if len(functions) == 1:
             return functions[0](q, k, v, mask=mask, site=site)
         masks = mask.split(sizes) if mask is not None and mask.shape[0] == q.shape[0] else [mask] * len(sizes)

@@ -1,10 +1,9 @@
 """Between pixels and latents."""
 
-from __future__ import annotations
-from collections.abc import Sequence
 from typing import Any, Protocol
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
+from .random import Generators
 
 __all__ = ["LatentCodec", "Pixels", "ScaledCodec"]
 
@@ -14,7 +13,7 @@ class LatentCodec(Protocol):
 
     def factor(self, pipe: Any) -> int: ...
     def channels(self, pipe: Any) -> int: ...
-    def encode(self, pipe: Any, pixels: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor: ...
+    def encode(self, pipe: Any, pixels: Tensor, generator: Generators) -> Tensor: ...
     def decode(self, pipe: Any, latents: Tensor) -> Tensor: ...
 
 
@@ -30,14 +29,11 @@ class ScaledCodec:
     def channels(self, pipe: Any) -> int:
         return getattr(pipe, self.component).config.latent_channels
 
-    def encode(self, pipe: Any, pixels: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor:
+    def encode(self, pipe: Any, pixels: Tensor, generator: Generators) -> Tensor:
         """A sample of the posterior; a list of generators draws one picture each."""
         vae = getattr(pipe, self.component)
-        if isinstance(generator, (list, tuple)):
-            parts = zip(pixels.split(1), generator)
-            z = torch.cat([vae.encode(p).latent_dist.sample(g) for p, g in parts])
-        else:
-            z = vae.encode(pixels).latent_dist.sample(generator)
+        parts = zip(pixels.split(1), generator) if isinstance(generator, (list, tuple)) else [(pixels, generator)]
+        z = torch.cat([vae.encode(part).latent_dist.sample(source) for part, source in parts])
         return (z - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:

@@ -13,20 +13,13 @@ __all__ = ["Inputs", "combine", "field", "signature"]
 
 
 def field(
-    help: str,
-    default: Any = None,
-    *,
-    unit: str | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    integer: bool = False,
-    choices: Sequence[str] | None = None,
-) -> Any:
+    help: str, default: Any = None, *, unit: str | None = None, minimum: float | None = None, maximum: float | None = None,
+    integer: bool = False, choices: Sequence[str] | None = None,
+) -> Any:  # fmt: skip
     """A field of `Inputs`: one line of help, and the bounds that are checked before anything runs."""
     metadata = dict(help=help, unit=unit, minimum=minimum, maximum=maximum, integer=integer, choices=choices)
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=default.copy, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    kind: dict[str, Any] = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**kind, metadata=metadata)
 
 
 def default_of(spec: dataclasses.Field[Any]) -> Any:
@@ -46,35 +39,28 @@ class Inputs:
             value, rule = getattr(self, spec.name), spec.metadata
             if value is None or not rule:
                 continue
-            low, high = rule["minimum"], rule["maximum"]
-            if low is not None or high is not None or rule["integer"] or spec.type in ("float", "float | None"):
-                self._check_number(spec.name, value, low, high, rule["integer"])
-            if rule["choices"] and value not in rule["choices"]:
-                raise InputError("No such choice.", where=spec.name, got=value, expected=" or ".join(map(str, rule["choices"])))
+            low, high, integer, choices = (rule[name] for name in ("minimum", "maximum", "integer", "choices"))
+            numeric = low is not None or high is not None or integer or spec.type in ("float", "float | None")
+            if numeric and not _in_range(value, low, high, integer):
+                bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+                expected = ", ".join(["a whole number" if integer else "a finite number", *bounds])
+                raise InputError("A number out of range.", where=spec.name, got=value, expected=expected)
+            if choices and value not in choices:
+                raise InputError("No such choice.", where=spec.name, got=value, expected=" or ".join(map(str, choices)))
 
-    @staticmethod
-    def _check_number(name: str, value: Any, low: float | None, high: float | None, integer: bool) -> None:
-        number = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value  # numpy and torch scalars
-        fits = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-        fits = fits and (not integer or number == int(number)) and (low is None or number >= low) and (high is None or number <= high)
-        if not fits:
-            bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
-            expected = ", ".join(["a whole number" if integer else "a finite number", *bounds])
-            raise InputError("A number out of range.", where=name, got=value, expected=expected)
+
+def _in_range(value: Any, low: float | None, high: float | None, integer: bool) -> bool:
+    number = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value  # numpy and torch scalars
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not math.isfinite(number):
+        return False
+    return (not integer or number == int(number)) and (low is None or number >= low) and (high is None or number <= high)
 
 
 def combine(name: str, parts: Sequence[type[Inputs]], defaults: Mapping[str, Any]) -> type[Inputs]:
     """One dataclass with the fields of all parts, some of their defaults replaced."""
-    fields: dict[str, dataclasses.Field[Any]] = {}
-    for part in parts:
-        fields |= {spec.name: spec for spec in dataclasses.fields(part)}
-    made = []
-    for spec in fields.values():
-        default = defaults.get(spec.name, default_of(spec))
-        new = field("", default)
-        new.metadata = spec.metadata
-        made.append((spec.name, spec.type, new))
-    return dataclasses.make_dataclass(name, made, bases=(Inputs,), kw_only=True)
+    specs = {spec.name: spec for part in parts for spec in dataclasses.fields(part)}
+    fields = [(n, spec.type, field(default=defaults.get(n, default_of(spec)), **spec.metadata)) for n, spec in specs.items()]
+    return dataclasses.make_dataclass(name, fields, bases=(Inputs,), kw_only=True)
 
 
 def signature(inputs: type[Inputs], positional: str) -> inspect.Signature:

@@ -17,21 +17,14 @@ from ..errors import InputError
 __all__ = ["crop_region", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "resize_image", "tensor_to_images"]
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
+Size = tuple[int | None, int | None]  # height and width, None for the picture's own
 
 
 def image_to_tensor(
-    image: Any,
-    *,
-    height: int | None = None,
-    width: int | None = None,
-    factor: int = 8,
-    latent_channels: int | None = None,
-    crop: Box | None = None,
-    resize_mode: str = "default",
-    where: str = "image",
-) -> Tensor:
+    image: Any, *, height: int | None = None, width: int | None = None, factor: int = 8, latent_channels: int | None = None, crop: Box |
+    None = None, resize_mode: str = "default", where: str = "image",
+) -> Tensor:  # fmt: skip
     """The pictures as (B, 3, H, W) float32 in [-1, 1]. PIL images are resized with Lanczos, arrays and tensors to the nearest sample.
-
     Args:
         image: PIL images of any mode; arrays or tensors in [0, 1] (uint8: 0 to 255). One with negative values counts as [-1, 1] already.
         height, width: size of the result in pixels, None for the picture's own; rounded down to multiples of `factor`.
@@ -45,7 +38,7 @@ def image_to_tensor(
     items = _items(image, where)
     if all(isinstance(i, Tensor) and i.ndim in (3, 4) and i.shape[-3] == latent_channels for i in items):
         return _stack([i if i.ndim == 4 else i[None] for i in items], where)
-    x = _read(items, 3, height, width, factor, crop, resize_mode, where)
+    x = _read(items, 3, (height, width), factor, crop, resize_mode, where)
     low, high = (v.item() for v in torch.aminmax(x))
     if high > 2:  # interpolation overshoots 1 by a little; bytes in a float array by a lot
         raise InputError("Values are too large.", where=where, got=high, expected="[0, 1]", fix="Divide by 255.")
@@ -59,24 +52,16 @@ def mask_to_tensor(
     mask: Any, *, height: int, width: int, factor: int = 8, crop: Box | None = None, resize_mode: str = "default", where: str = "mask_image"
 ) -> Tensor:
     """The masks as (B, 1, H, W) float32 of exactly 0 (keep) and 1 (repaint); values from 0.5 are 1.
-
-    Args:
-        mask: PIL images of any mode (bytes from 128 are 1); arrays (H, W), (H, W, 1), (B, H, W) or (B, H, W, 1), tensors (H, W), (B, H, W)
-            or (B, 1, H, W), of any real dtype.
-        height, width, factor, crop, resize_mode, where: as in `image_to_tensor`.
-    Raises:
-        InputError: as `image_to_tensor`, and more than one channel.
+    They are PIL images of any mode (bytes from 128 are 1), arrays (H, W), (H, W, 1), (B, H, W) or (B, H, W, 1), or tensors (H, W), (B, H, W)
+    or (B, 1, H, W), of any real dtype. All else is as in `image_to_tensor`; more than one channel raises InputError too.
     """
-    return (_read(_items(mask, where), 1, height, width, factor, crop, resize_mode, where) >= 0.5).float()
+    return (_read(_items(mask, where), 1, (height, width), factor, crop, resize_mode, where) >= 0.5).float()
 
 
 def tensor_to_images(x: Tensor, output_type: str = "pil") -> Any:
     """(B, C, H, W) in [-1, 1] as pictures: "pil" a list, "np" (B, H, W, C) float32 and "pt" (B, C, H, W) in [0, 1], "latent" `x` itself.
-
-    Values are scaled in the dtype of `x`: half precision rounds here.
-
-    Raises:
-        InputError: another output type; not four dimensions; for "pil", not 1, 3 or 4 channels.
+    Values are scaled in the dtype of `x`: half precision rounds here. Another output type, not four dimensions and, for "pil", not 1, 3 or 4
+    channels raise InputError.
     """
     if output_type not in ("pil", "np", "pt", "latent"):
         raise InputError("No such choice.", where="output_type", got=output_type, expected="pil, np, pt, latent")
@@ -96,28 +81,19 @@ def tensor_to_images(x: Tensor, output_type: str = "pil") -> Any:
 def image_size(image: Any, where: str = "image") -> tuple[int, int]:
     """Width and height of the first picture of an input, in pixels; `where` is the argument's name, for errors."""
     first = _items(image, where)[0]
-    if isinstance(first, Image.Image):
-        return first.size
-    *_, height, width = _rows(first, 1, where).shape
+    height, width = first.size[::-1] if isinstance(first, Image.Image) else _rows(first, 1, where).shape[-2:]
     return width, height
 
 
 def crop_region(mask: Image.Image, width: int, height: int, pad: int = 0) -> Box:
-    """The box around what `mask` marks, with `pad` pixels more on each side, grown to the aspect of (width, height) where there is room.
-
-    Raises:
-        InputError: the mask marks nothing.
-    """
-    box = mask.convert("L").getbbox()
-    if box is None:
+    """The box around what `mask` marks (InputError: it marks nothing), `pad` pixels wider on each side, grown to width / height if there is room."""
+    if (box := mask.convert("L").getbbox()) is None:
         raise InputError("The mask marks nothing.", where="mask_image", fix="Paint white what is to be repainted.")
     x1, y1 = max(box[0] - pad, 0), max(box[1] - pad, 0)
     x2, y2 = min(box[2] + pad, mask.width), min(box[3] + pad, mask.height)
     aspect = width / height
-    if (x2 - x1) / (y2 - y1) > aspect:
-        y1, y2 = _grow(y1, y2, (x2 - x1) / aspect, mask.height)
-    else:
-        x1, x2 = _grow(x1, x2, (y2 - y1) * aspect, mask.width)
+    y1, y2 = _grow(y1, y2, (x2 - x1) / aspect, mask.height)
+    x1, x2 = _grow(x1, x2, (y2 - y1) * aspect, mask.width)
     return x1, y1, x2, y2
 
 
@@ -129,10 +105,9 @@ def overlay(mask: Image.Image, original: Image.Image, image: Image.Image, box: B
     kept = Image.new("RGBa", original.size)
     kept.paste(original.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))
     if box is not None:
-        left, top, right, bottom = box
-        canvas = Image.new("RGB", original.size)
-        canvas.paste(resize_image(image, bottom - top, right - left, mode="crop"), (left, top))
-        image = canvas
+        part = resize_image(image, box[3] - box[1], box[2] - box[0], mode="crop")
+        image = Image.new("RGB", original.size)
+        image.paste(part, box[:2])
     image = image.convert("RGBA")
     image.alpha_composite(kept.convert("RGBA"))
     return image.convert("RGB")
@@ -144,20 +119,16 @@ def resize_image(image: Image.Image, height: int, width: int, mode: str = "defau
         raise InputError("No such choice.", where="resize_mode", got=mode, expected="default, fill, crop")
     if mode == "default":
         return image.resize((width, height), Image.Resampling.LANCZOS)
-    wanted, own = width * image.height, image.width * height  # the two aspects, over a common denominator
-    if wanted < own if mode == "fill" else wanted > own:
-        w, h = width, max(image.height * width // image.width, 1)
-    else:
-        w, h = max(image.width * height // image.height, 1), height
+    sizes = (width, max(image.height * width // image.width, 1)), (max(image.width * height // image.height, 1), height)
+    w, h = min(sizes) if mode == "fill" else max(sizes)  # of the two that keep the aspect
     scaled = image.resize((w, h), Image.Resampling.LANCZOS)
     left, top = width // 2 - w // 2, height // 2 - h // 2
     canvas = Image.new("RGB", (width, height))
     canvas.paste(scaled, (left, top))
-    if mode == "fill":  # a source box without extent repeats the picture's edge
-        for edge, y in ((0, 0), (h, top + h)) if top > 0 else ():
-            canvas.paste(scaled.resize((width, top), box=(0, edge, width, edge)), (0, y))
-        for edge, x in ((0, 0), (w, left + w)) if left > 0 else ():
-            canvas.paste(scaled.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
+    for edge, y in ((0, 0), (h, top + h)) if top > 0 else ():  # a source box without extent repeats the picture's edge
+        canvas.paste(scaled.resize((width, top), box=(0, edge, width, edge)), (0, y))
+    for edge, x in ((0, 0), (w, left + w)) if left > 0 else ():
+        canvas.paste(scaled.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
     return canvas
 
 
@@ -165,31 +136,27 @@ def _items(image: Any, where: str) -> list[Any]:
     """One picture or a list of them, as a list of one kind."""
     items = list(image) if isinstance(image, (list, tuple)) else [image]
     if not any(items and all(isinstance(i, kind) for i in items) for kind in (Image.Image, np.ndarray, Tensor)):
-        expected = "PIL images, numpy arrays or tensors, one or a list of one kind"
-        fix = "Files and URLs are read by darkroom.utils.load_image."
+        expected, fix = "PIL images, numpy arrays or tensors, one or a list of one kind", "Read files and URLs with darkroom.load_image."
         raise InputError("These are no pictures.", where=where, got=_describe(image), expected=expected, fix=fix)
     return items
 
 
-def _read(
-    items: list[Any], channels: int, height: int | None, width: int | None, factor: int, crop: Box | None, mode: str, where: str
-) -> Tensor:
+def _read(items: list[Any], channels: int, size: Size, factor: int, crop: Box | None, mode: str, where: str) -> Tensor:
     """(B, channels, H, W) float32. PIL images, and bytes that are no mask, become [0, 1]; other values stay as they are."""
     if isinstance(items[0], Image.Image):
         items = [i.crop(crop) for i in items] if crop else items
-        if height is None or width is None:
+        if None in size:
             _one_size([i.size for i in items], where)
-        size = _size(height, width, items[0].size[::-1], factor, where)
-        items = [resize_image(i, *size, mode).convert("L" if channels == 1 else "RGB") for i in items]  # palettes stay at their colours
-        x = _stack([_rows(np.array(i, np.float32) / 255, channels, where) for i in items], where)
+        sides = _sides(size, items[0].size[::-1], factor, where)
+        items = [resize_image(i, *sides, mode).convert("L" if channels == 1 else "RGB") for i in items]  # palettes stay at their colours
+        items = [np.array(i, np.float32) / 255 for i in items]
     elif crop or mode != "default":
         raise InputError("Only PIL images are cropped or filled.", where=where, got=_describe(items[0]), fix="Resize it first.")
-    else:
-        x = _stack([_rows(i, channels, where) for i in items], where)
-        x = F.interpolate(x, _size(height, width, x.shape[-2:], factor, where))
+    x = _stack([_rows(i, channels, where) for i in items], where)
+    x = F.interpolate(x, _sides(size, x.shape[-2:], factor, where))
     if x.shape[1] != channels:
-        expected = f"{channels}: tensors (C, H, W) or (B, C, H, W), arrays (H, W, C) or (B, H, W, C)"
         fix = "Convert it; a PIL image of any mode is converted for you."
+        expected = f"{channels}: tensors (C, H, W) or (B, C, H, W), arrays (H, W, C) or (B, H, W, C)"
         raise InputError("Another number of channels.", where=where, got=_describe(items[0]), expected=expected, fix=fix)
     if not x.isfinite().all():
         raise InputError("Values that are no numbers.", where=where, got="NaN or infinity")
@@ -214,8 +181,8 @@ def _rows(item: np.ndarray | Tensor, channels: int, where: str) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 and not gray else x.float()
 
 
-def _size(height: int | None, width: int | None, own: Sequence[int], factor: int, where: str) -> tuple[int, int]:
-    height, width = own[0] if height is None else height, own[1] if width is None else width
+def _sides(size: Size, own: Sequence[int], factor: int, where: str) -> tuple[int, int]:
+    height, width = (side if given is None else given for given, side in zip(size, own))
     if min(height, width) < factor:
         raise InputError("A side is too short.", where=where, got=f"{height, width}", expected=f"{factor} pixels or more")
     return height - height % factor, width - width % factor
@@ -233,14 +200,11 @@ def _one_size(sizes: list[tuple[int, ...]], where: str) -> None:
 
 
 def _grow(low: int, high: int, length: float, limit: int) -> tuple[int, int]:
-    """An interval grown to `length` around its middle, then moved back inside [0, limit]."""
-    extra = int(length - (high - low))
-    low, high = low - extra // 2, high + extra - extra // 2
-    if high > limit:
-        low, high = low - (high - limit), limit
-    if low < 0:
-        low, high = 0, high - low
-    return low, min(high, limit)
+    """An interval that is shorter than `length` grown to it around its middle, then moved back inside [0, limit]."""
+    extra = max(int(length - (high - low)), 0)
+    grown = high - low + extra
+    low = max(min(low - extra // 2, limit - grown), 0)
+    return low, min(low + grown, limit)
 
 
 def _describe(value: Any) -> str:

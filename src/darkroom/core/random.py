@@ -1,8 +1,6 @@
 """Random numbers: the one place where noise is drawn, so that a seed means the same everywhere."""
 
-from __future__ import annotations
 from collections.abc import Sequence
-from functools import partial
 import torch
 from torch import Generator, Tensor
 from ..errors import InputError
@@ -16,7 +14,6 @@ def randn(
     shape: Sequence[int], generator: Generators = None, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Standard normal noise of `shape` (B, ...) on `device` (CPU if not given).
-
     A list of generators draws row by row, so each row is what its own seed alone would give. A CPU generator draws on the CPU whatever the
     device, so that a seed gives the same noise on every machine.
     Raises InputError for a list whose length is not B, or a generator of a device that the noise cannot come from.
@@ -28,7 +25,5 @@ def randn(
     origin = device if generators[0] is None or generators[0].device.type == device.type else generators[0].device
     if origin is not device and origin.type != "cpu":
         raise InputError("This generator cannot draw for that device.", where="generator", got=origin, expected=f"cpu or {device}")
-    draw = partial(torch.randn, device=origin, dtype=dtype)
-    if len(generators) == 1:
-        return draw(tuple(shape), generator=generators[0]).to(device)
-    return torch.cat([draw((1, *shape[1:]), generator=g) for g in generators]).to(device)
+    part = (shape[0] // len(generators), *shape[1:])
+    return torch.cat([torch.randn(part, generator=g, device=origin, dtype=dtype) for g in generators]).to(device)

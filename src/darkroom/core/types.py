@@ -72,16 +72,14 @@ class Step:
 
 
 class Term(Protocol):
-    """An addend to the guided prediction. One object serves one call, so it may keep what it records."""
+    """An addend to the guided prediction. One object serves one call, so it may keep what it records.
+    `prepare` chooses layers of the denoiser, and may wrap the attention of the existing branches. `branches` are further ones for the same
+    batch, none if the term needs none. `push` is the addend, from the predictions of `cond.base`, of the positive branch and of these.
+    """
 
-    def prepare(self, cond: Conditioning, pipe: Any) -> Conditioning:
-        """Chooses layers of the denoiser, and may wrap the attention of the existing branches."""
-
-    def branches(self, cond: Conditioning) -> Sequence[Branch]:
-        """Further branches for the same batch, none if the term needs none."""
-
-    def push(self, step: Step, base: Tensor, cond: Tensor, extra: Sequence[Tensor]) -> Tensor:
-        """The addend, from the predictions of `cond.base`, of the positive branch and of this term's own branches."""
+    def prepare(self, cond: Conditioning, pipe: Any) -> Conditioning: ...
+    def branches(self, cond: Conditioning) -> Sequence[Branch]: ...
+    def push(self, step: Step, base: Tensor, cond: Tensor, extra: Sequence[Tensor]) -> Tensor: ...
 
 
 class Guidance(Protocol):
@@ -92,14 +90,14 @@ class Guidance(Protocol):
 
 
 class Task(Protocol):
-    """What a pipeline starts from. One object serves every call of its class, so it keeps nothing: a call's tensors go into `run.tensors`."""
+    """What a pipeline starts from. One object serves every call of its class, so it keeps nothing: a call's tensors go into `run.tensors`.
+    `start` sets `run.x` and `run.timesteps`, and owns the order in which random numbers are drawn.
+    """
 
     inputs: type
     defaults: Mapping[str, Any]
 
-    def start(self, pipe: Any, run: Run) -> None:
-        """Sets `run.x` and `run.timesteps`; owns the order in which random numbers are drawn."""
-
+    def start(self, pipe: Any, run: Run) -> None: ...
     def model_input(self, x: Tensor, run: Run) -> Tensor: ...
     def after_step(self, pipe: Any, run: Run) -> None: ...
     def finish(self, images: Any, run: Run) -> Any: ...

@@ -1,6 +1,5 @@
 """Prompts through a CLIP text encoder, shared by the families that are conditioned on its states."""
 
-from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
@@ -19,10 +18,9 @@ def prompt_list(value: Any, where: str) -> list[str]:
     """A prompt or a list of prompts as a list."""
     prompts = [value] if isinstance(value, str) else value
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
-        kind = type(value).__name__
-        if isinstance(value, (list, tuple)):
-            kind += " of " + (", ".join(sorted({type(p).__name__ for p in value})) or "nothing")
-        raise InputError("A prompt is text.", where=where, got=kind, expected="a string or a list of strings")
+        inside = sorted({type(p).__name__ for p in value}) if isinstance(value, (list, tuple)) else None
+        got = type(value).__name__ + ("" if inside is None else f" of {', '.join(inside) or 'nothing'}")
+        raise InputError("A prompt is text.", where=where, got=got, expected="a string or a list of strings")
     return list(prompts)
 
 
@@ -34,20 +32,16 @@ def encode_text(
         length = tokenizer.model_max_length
         batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         whole = tokenizer(list(prompts)).input_ids if warn else []
-    for ids in whole:
-        if len(ids) > length:
-            lost = tokenizer.decode(ids[length - 1 : -1])
-            logger.warning(f"The prompt is longer than the {length} tokens that its encoder reads; dropped: {lost!r}")
-    masked = getattr(encoder.config, "use_attention_mask", False)
-    mask = batch.attention_mask.to(device) if masked else None
+    for lost in (tokenizer.decode(ids[length - 1 : -1]) for ids in whole if len(ids) > length):
+        logger.warning(f"The prompt is longer than the {length} tokens that its encoder reads; dropped: {lost!r}")
+    mask = batch.attention_mask.to(device) if getattr(encoder.config, "use_attention_mask", False) else None
     ids = batch.input_ids.to(device)
     if clip_skip is None:
         return encoder(ids, attention_mask=mask)[0]
     states = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
     if not 0 <= clip_skip < len(states):
         raise InputError("The encoder has fewer layers.", where="clip_skip", got=clip_skip, expected=f"0 to {len(states) - 1}")
-    inner = getattr(encoder, "text_model", encoder)
-    return inner.final_layer_norm(states[-(clip_skip + 1)])
+    return getattr(encoder, "text_model", encoder).final_layer_norm(states[-(clip_skip + 1)])
 
 
 def guidance_embedding(scale: Tensor, dim: int) -> Tensor:
@@ -55,5 +49,4 @@ def guidance_embedding(scale: Tensor, dim: int) -> Tensor:
     half = dim // 2
     rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
     angles = scale[:, None].float() * 1000.0 * rates
-    waves = torch.cat([angles.sin(), angles.cos()], 1)
-    return torch.nn.functional.pad(waves, (0, dim - 2 * half))
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, dim - 2 * half))

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.codec import ScaledCodec
 from ..core.guidance import PAG, SAG
 from ..core.inputs import field
+from ..core.media import tensor_to_images
 from ..core.tasks import Image2Image, Inpaint, Text2Image
 from ..core.types import Branch, Conditioning, Run
 from ..errors import InputError
@@ -24,16 +25,10 @@ if TYPE_CHECKING:
     from ..schedulers.base import Scheduler
 
 __all__ = [
-    "StableDiffusion",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionPAGImg2ImgPipeline",
-    "StableDiffusionPAGInpaintPipeline",
-    "StableDiffusionPAGPipeline",
-    "StableDiffusionPipeline",
-    "StableDiffusionPipelineOutput",
+    "StableDiffusion", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionPAGImg2ImgPipeline",
+    "StableDiffusionPAGInpaintPipeline", "StableDiffusionPAGPipeline", "StableDiffusionPipeline", "StableDiffusionPipelineOutput",
     "StableDiffusionSAGPipeline",
-]
+]  # fmt: skip
 
 logger = logging.getLogger("darkroom")
 
@@ -66,6 +61,7 @@ class PromptInputs(CallInputs):
 _PROMPT = "timesteps sigmas guidance_scale negative_prompt num_images_per_prompt eta generator"
 _EMBEDS = "prompt_embeds negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds output_type return_dict"
 _END = "clip_skip callback_on_step_end callback_on_step_end_tensor_inputs"
+_RESCALED = f"cross_attention_kwargs guidance_rescale {_END}"
 _INPAINT = "prompt image mask_image masked_image_latents height width padding_mask_crop strength num_inference_steps"
 
 
@@ -80,7 +76,6 @@ class StableDiffusion(Family):
     safety_checker: StableDiffusionSafetyChecker | None
     feature_extractor: CLIPImageProcessor | None
     image_encoder: CLIPVisionModelWithProjection | None
-
     options: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": True}
     codec = ScaledCodec("vae")
     inputs = PromptInputs
@@ -89,7 +84,7 @@ class StableDiffusion(Family):
     callback_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
     tasks = {"mask_image": Inpaint(strength=1.0), "image": Image2Image(strength=0.8)}
     arguments = {
-        "text2image": f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} cross_attention_kwargs guidance_rescale {_END}",
+        "text2image": f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} {_RESCALED}",
         "image2image": f"prompt image strength num_inference_steps {_PROMPT} {_EMBEDS} cross_attention_kwargs {_END}",
         "inpaint": f"{_INPAINT} {_PROMPT} latents {_EMBEDS} cross_attention_kwargs {_END}",
     }
@@ -98,8 +93,7 @@ class StableDiffusion(Family):
     def __init__(self, *args: Any, **values: Any):
         super().__init__(*args, **values)
         if self.safety_checker is not None and self.feature_extractor is None:
-            what = "The safety checker sees pictures through a feature extractor, which is missing."
-            fix = "Pass one, or go without a checker: safety_checker=None."
+            what, fix = "The safety checker lacks its feature extractor.", "Pass one, or go without a checker: safety_checker=None."
             raise InputError(what, where="feature_extractor", expected="a CLIPImageProcessor", fix=fix)
         if self.safety_checker is None and self.requires_safety_checker:
             logger.warning(
@@ -117,12 +111,10 @@ class StableDiffusion(Family):
                 raise InputError("The same thing is given twice.", where=f"{name}, {name}_embeds", expected="one of the two")
         if inputs.prompt is None and inputs.prompt_embeds is None:
             raise InputError("There is nothing to picture.", where="prompt", expected="prompt or prompt_embeds")
-        embeds, width = inputs.prompt_embeds, self.unet.config.cross_attention_dim
+        embeds, other, width = inputs.prompt_embeds, inputs.negative_prompt_embeds, self.unet.config.cross_attention_dim
         if embeds is not None and (embeds.ndim != 3 or (isinstance(width, int) and embeds.shape[2] != width)):
-            raise InputError(
-                "Embeddings of another shape.", where="prompt_embeds", got=tuple(embeds.shape), expected=f"(B, tokens, {width})"
-            )
-        other = inputs.negative_prompt_embeds
+            expected = f"(B, tokens, {width})"
+            raise InputError("Embeddings of another shape.", where="prompt_embeds", got=tuple(embeds.shape), expected=expected)
         if embeds is not None and other is not None and embeds.shape != other.shape:
             got, expected = tuple(other.shape), tuple(embeds.shape)
             raise InputError("The embeddings differ in shape.", where="negative_prompt_embeds", got=got, expected=expected)
@@ -140,17 +132,10 @@ class StableDiffusion(Family):
 
     @torch.no_grad()
     def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        device: torch.device | str | None = None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        lora_scale: float | None = None,
-        clip_skip: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        self, prompt: str | list[str] | None, device: torch.device | str | None = None, num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True, negative_prompt: str | list[str] | None = None, prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None, lora_scale: float | None = None, clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Prompts as text states (B, M, d), each row repeated per picture, and those of the negative prompts (None without guidance)."""
         device = device or self.device
         dtype = self.text_encoder.dtype if self.text_encoder is not None else self.unet.dtype
@@ -170,47 +155,31 @@ class StableDiffusion(Family):
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
         scale_dim = self.unet.config.time_cond_proj_dim
-        positive, negative = self.encode_prompt(
-            inputs.prompt,
-            self.device,
-            inputs.num_images_per_prompt,
-            needs_negative and scale_dim is None,
-            inputs.negative_prompt,
-            prompt_embeds=inputs.prompt_embeds,
-            negative_prompt_embeds=inputs.negative_prompt_embeds,
-            clip_skip=inputs.clip_skip,
-        )
-        attend = self.unet.attend
+        names = "prompt num_images_per_prompt negative_prompt prompt_embeds negative_prompt_embeds clip_skip"
+        given = {name: getattr(inputs, name) for name in names.split()}
+        positive, negative = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative and scale_dim is None)
+        cond, attend = {"context": positive}, self.unet.attend
         if scale_dim is not None:  # guidance is distilled into the network, which is told the scale
             scales = torch.full((positive.shape[0],), inputs.guidance_scale - 1.0)
-            told = guidance_embedding(scales, scale_dim).to(positive)
-            return Conditioning(Branch({"context": positive, "timestep_cond": told}, attend))
-        other = None if negative is None else Branch({"context": negative}, attend)
-        return Conditioning(Branch({"context": positive}, attend), other)
+            cond["timestep_cond"] = guidance_embedding(scales, scale_dim).to(positive)
+        return Conditioning(Branch(cond, attend), None if negative is None else Branch({"context": negative}, attend))
 
     def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
-        return self.unet(
-            x,
-            t,
-            branch.cond["context"],
-            timestep_cond=branch.cond.get("timestep_cond"),
-            cross_attention_kwargs=run.inputs.cross_attention_kwargs,
-            attend=branch.attend,
-        ).sample
+        cond, options = branch.cond, {"cross_attention_kwargs": run.inputs.cross_attention_kwargs, "attend": branch.attend}
+        return self.unet(x, t, cond["context"], timestep_cond=cond.get("timestep_cond"), **options).sample
 
     def step_options(self, run: Run) -> dict[str, Any]:
         return {"eta": run.inputs.eta, "generator": run.inputs.generator}
 
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
         contexts = [b.cond["context"] for b in (run.cond.negative, run.cond.positive) if b is not None]
-        named = {**super().named_tensors(run), "prompt_embeds": torch.cat(contexts)}
-        return named | ({"negative_prompt_embeds": contexts[0]} if len(contexts) > 1 else {})
+        negative = {"negative_prompt_embeds": contexts[0]} if len(contexts) > 1 else {}
+        return {**super().named_tensors(run), "prompt_embeds": torch.cat(contexts), **negative}
 
     def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
         super().replace_tensors(run, tensors)
         if "prompt_embeds" in tensors:
-            # negative rows come first, if they are still there
-            *other, positive = tensors["prompt_embeds"].split(run.rows)
+            *other, positive = tensors["prompt_embeds"].split(run.rows)  # negative rows come first, if they are still there
             cond = run.cond
             negative = cond.negative and cond.negative.with_cond(context=other[0] if other else cond.negative.cond["context"])
             run.cond = Conditioning(cond.positive.with_cond(context=positive), negative)
@@ -226,8 +195,6 @@ class StableDiffusion(Family):
         """Black out what the checker flags. `image` is (B, 3, H, W) in [-1, 1]; without a checker it passes."""
         if self.safety_checker is None or self.feature_extractor is None:
             return image, None
-        from ..core.media import tensor_to_images
-
         seen = self.feature_extractor(tensor_to_images(image), return_tensors="pt").pixel_values.to(device, dtype)
         checked, flagged = self.safety_checker(clip_input=seen, images=tensor_to_images(image, "pt"))
         return checked * 2 - 1, flagged
@@ -281,6 +248,4 @@ class StableDiffusionPAGInpaintPipeline(StableDiffusion):
 
     task = Inpaint(strength=0.9999)
     terms = (PAG,)
-    arguments = {
-        "inpaint": f"{_INPAINT} {_PROMPT} latents {_EMBEDS} cross_attention_kwargs guidance_rescale {_END} pag_scale pag_adaptive_scale"
-    }
+    arguments = {"inpaint": f"{_INPAINT} {_PROMPT} latents {_EMBEDS} {_RESCALED} pag_scale pag_adaptive_scale"}

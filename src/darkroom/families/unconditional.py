@@ -9,6 +9,7 @@ from ..core.inputs import field
 from ..core.tasks import Text2Image
 from ..core.types import Branch, Run
 from ..family import CallInputs, Family
+from ..schedulers.ddim import DDIMScheduler
 
 if TYPE_CHECKING:
     from ..models.unet_2d import UNet2DModel
@@ -33,7 +34,6 @@ class Unconditional(Family):
 
     unet: UNet2DModel
     scheduler: Scheduler
-
     codec = Pixels()
     inputs = BatchInputs
 
@@ -61,10 +61,8 @@ class DDIMPipeline(Unconditional):
     arguments = {"text2image": "batch_size generator eta num_inference_steps use_clipped_model_output output_type return_dict"}
 
     def __init__(self, unet: UNet2DModel, scheduler: Scheduler):
-        from ..schedulers.ddim import DDIMScheduler
-
         self.register_modules(unet=unet, scheduler=DDIMScheduler.from_config(scheduler.config))
 
     def step_options(self, run: Run) -> dict[str, Any]:
         clipped = bool(run.inputs.use_clipped_model_output)
-        return {**super().step_options(run), "eta": run.inputs.eta, "use_clipped_model_output": clipped}
+        return {"generator": run.inputs.generator, "eta": run.inputs.eta, "use_clipped_model_output": clipped}

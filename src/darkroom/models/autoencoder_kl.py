@@ -3,8 +3,8 @@
 from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
+from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 from ..config import Config
@@ -13,21 +13,23 @@ from ..core.random import randn
 from ..errors import InputError
 from ..outputs import Output
 from .base import Model, choose
-from .layers.attention import Attention, rename_attention
-from .layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
-from .layers.unet_blocks import per_block
+from .layers.attention import Conditions, SelfAttention, rename_attention
+from .layers.resnet import Way
+from .layers.unet_blocks import Attends, Block, down_levels, middle_block, per_block, up_levels
 
 __all__ = ["AutoencoderKL", "AutoencoderKLConfig", "AutoencoderKLOutput", "DecoderOutput", "DiagonalGaussian"]
 
+Generators = Generator | Sequence[Generator] | None
 EPS = 1e-6  # of every normalisation
-DOWN_BLOCKS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}  # with attention or without
-UP_BLOCKS = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+BLOCKS: dict[Way, dict[str, Attends]] = {
+    "down": {"DownEncoderBlock2D": None, "AttnDownEncoderBlock2D": SelfAttention},
+    "up": {"UpDecoderBlock2D": None, "AttnUpDecoderBlock2D": SelfAttention},
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AutoencoderKLConfig(Config):
     """Keys of the network's `config.json`.
-
     `scaling_factor`, `shift_factor`, `latents_mean`, `latents_std` and `force_upcast` are for the caller; the network does not apply them.
     """
 
@@ -53,25 +55,16 @@ class AutoencoderKLConfig(Config):
 
 class DiagonalGaussian:
     """A normal distribution with independent entries (Kingma & Welling 2013).
-
-    Args:
-        parameters: (B, 2C, ...), the mean and then the logarithm of the variance, which is held within [-30, 20].
+    `parameters`, (B, 2C, ...), are the mean and then the logarithm of the variance, which is held within [-30, 20].
     """
 
     def __init__(self, parameters: Tensor):
         self.parameters = parameters
         self.mean, logvar = parameters.chunk(2, dim=1)  # 2 x (B, C, ...)
         self.logvar = logvar.clamp(-30.0, 20.0)
+        self.std, self.var = (0.5 * self.logvar).exp(), self.logvar.exp()
 
-    @property
-    def std(self) -> Tensor:
-        return (0.5 * self.logvar).exp()
-
-    @property
-    def var(self) -> Tensor:
-        return self.logvar.exp()
-
-    def sample(self, generator: Generator | Sequence[Generator] | None = None) -> Tensor:
+    def sample(self, generator: Generators = None) -> Tensor:
         """One draw, (B, C, ...): mean + std eps. A list has one generator for each row."""
         eps = randn(self.mean.shape, generator, self.parameters.device, self.parameters.dtype)
         return self.mean + self.std * eps
@@ -108,89 +101,37 @@ class DecoderOutput(Output):
     sample: Tensor
 
 
-class Stage(nn.Module):
-    """Residual blocks, attention after the first `attentions` of them, then a change of resolution."""
+class Half(nn.Module):
+    """The way down, from images (B, C, H, W) to moments of latents (B, 2 latent_channels, H / f, W / f), or up, from latents to images."""
 
-    def __init__(self, before: int, width: int, config: AutoencoderKLConfig, resnets: int, attentions: int, resample: str = ""):
+    def __init__(self, c: AutoencoderKLConfig, way: Way):
         super().__init__()
-        groups, act_fn = config.norm_num_groups, config.act_fn
-        options = {"bias": True, "norm_num_groups": groups, "eps": EPS, "residual_connection": True}
-        widths = [before] + [width] * (resnets - 1)
-        self.resnets = nn.ModuleList(ResnetBlock2D(w, width, groups=groups, eps=EPS, act_fn=act_fn) for w in widths)
-        self.attentions = nn.ModuleList(Attention(width, None, 1, width, **options) for _ in range(attentions))
-        self.downsamplers = nn.ModuleList([Downsample2D(width, padding=0)] if resample == "down" else [])
-        self.upsamplers = nn.ModuleList([Upsample2D(width)] if resample == "up" else [])
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        for resnet, attention in zip_longest(self.resnets, self.attentions):
-            x = resnet(x)
-            x = x if attention is None else attention(x, attend=attend)
-        for resample in (*self.downsamplers, *self.upsamplers):
-            x = resample(x)  # (B, C, H/2, W/2) or (B, C, 2H, 2W)
-        return x
-
-
-def _middle(config: AutoencoderKLConfig) -> Stage:
-    width = config.block_out_channels[-1]
-    return Stage(width, width, config, 2, int(config.mid_block_add_attention))
-
-
-def _stages(config: AutoencoderKLConfig, field: str, known: dict[str, bool], layers: int, resample: str) -> nn.ModuleList:
-    """One stage for each width, wide ones first when going up; all but the last change the resolution."""
-    widths = config.block_out_channels[:: -1 if resample == "up" else 1]
-    attentions = [layers * choose(field, name, known) for name in per_block(config, field)]
-    changes = [resample] * (len(widths) - 1) + [""]
-    stages = zip((widths[0], *widths), widths, attentions, changes)
-    return nn.ModuleList(Stage(before, width, config, layers, n, change) for before, width, n, change in stages)
-
-
-class Encoder(nn.Module):
-    """Images (B, C, H, W) to the moments of latents (B, 2 latent_channels, H / f, W / f)."""
-
-    def __init__(self, config: AutoencoderKLConfig):
-        super().__init__()
-        widths = config.block_out_channels
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = _stages(config, "down_block_types", DOWN_BLOCKS, config.layers_per_block, "down")
-        self.mid_block = _middle(config)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=EPS)
+        channels_in, channels_out = (c.in_channels, 2 * c.latent_channels) if way == "down" else (c.latent_channels, c.out_channels)
+        levels = down_levels(c, head_dim=c.block_out_channels, norm_eps=EPS, downsample_padding=0)
+        middle = levels[-1]
+        if way == "up":
+            levels = [replace(level, skip_channels=0) for level in up_levels(levels)]
+        field = f"{way}_block_types"
+        kinds = [choose(field, name, BLOCKS[way]) for name in per_block(c, field)]
+        self.conv_in = nn.Conv2d(channels_in, levels[0].channels_in, 3, padding=1)
+        self.down_blocks = nn.ModuleList(map(Block, kinds, levels) if way == "down" else [])
+        self.mid_block = middle_block(SelfAttention if c.mid_block_add_attention else None, middle)
+        self.up_blocks = nn.ModuleList(map(Block, kinds, levels) if way == "up" else [])
+        self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, levels[-1].channels, eps=EPS)
         self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(levels[-1].channels, channels_out, 3, padding=1)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x, attend)
-        x = self.mid_block(x, attend)  # (B, widths[-1], H / f, W / f)
+        x, cond = self.conv_in(x), Conditions(attend=attend)
+        for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            x = block(x, cond)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))
-
-
-class Decoder(nn.Module):
-    """Latents (B, latent_channels, H / f, W / f) to images (B, C, H, W)."""
-
-    def __init__(self, config: AutoencoderKLConfig):
-        super().__init__()
-        widths = config.block_out_channels
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.mid_block = _middle(config)
-        self.up_blocks = _stages(config, "up_block_types", UP_BLOCKS, config.layers_per_block + 1, "up")
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=EPS)
-        self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
-
-    def forward(self, z: Tensor, attend: Attend) -> Tensor:
-        x = self.mid_block(self.conv_in(z), attend)
-        for block in self.up_blocks:
-            x = block(x, attend)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))  # (B, C, H, W)
 
 
 def blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
     """`after`, with its first `extent` lines along `dim` faded in linearly over the last ones of `before`."""
     extent = min(before.shape[dim], after.shape[dim], extent)
-    shape = [1] * after.ndim
-    shape[dim] = extent
-    w = (torch.arange(extent, dtype=torch.float64) / max(extent, 1)).reshape(shape)  # 0 ... 1 - 1/extent
+    w = (torch.arange(extent, dtype=torch.float64) / max(extent, 1)).reshape(extent, *[1] * (after.ndim - dim - 1))  # 0 ... 1 - 1/extent
     fade_in, fade_out = w.to(after), (1 - w).to(after)
     tail = before.narrow(dim, before.shape[dim] - extent, extent)
     head, rest = after.split([extent, after.shape[dim] - extent], dim)
@@ -199,7 +140,6 @@ def blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
 
 class AutoencoderKL(Model):
     """Images in [-1, 1] to latents and back, at 1 / `scale_factor` of the resolution.
-
     Attributes:
         use_slicing: one image at a time.
         use_tiling: large images in tiles of `tile_sample_min_size` pixels, large latents in `tile_latent_min_size`.
@@ -213,13 +153,11 @@ class AutoencoderKL(Model):
 
     def build(self, config: AutoencoderKLConfig) -> None:
         c = config.latent_channels
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder, self.decoder = Half(config, "down"), Half(config, "up")
         self.quant_conv = nn.Conv2d(2 * c, 2 * c, 1) if config.use_quant_conv else None
         self.post_quant_conv = nn.Conv2d(c, c, 1) if config.use_post_quant_conv else None
         self.use_slicing = self.use_tiling = False
-        size = config.sample_size
-        self.tile_sample_min_size = size if isinstance(size, int) else size[0]
+        self.tile_sample_min_size = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
         self.tile_latent_min_size = self.tile_sample_min_size // self.scale_factor
         self.tile_overlap_factor = 0.25
 
@@ -243,24 +181,14 @@ class AutoencoderKL(Model):
         self.use_tiling = False
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
-        """The posterior over latents, not scaled, of images (B, in_channels, H, W) in [-1, 1].
-
-        Raises:
-            InputError: `x` has another number of dimensions or channels.
-        """
+        """The posterior over latents, not scaled, of images (B, in_channels, H, W) in [-1, 1]. Raises InputError for other shapes."""
         self._check(x, self.config.in_channels, "images")
         posterior = DiagonalGaussian(self._map(self._moments, x, self.tile_sample_min_size, self.tile_latent_min_size))
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
-    def decode(
-        self, z: Tensor, return_dict: bool = True, generator: Generator | Sequence[Generator] | None = None
-    ) -> DecoderOutput | tuple[Tensor]:
+    def decode(self, z: Tensor, return_dict: bool = True, generator: Generators = None) -> DecoderOutput | tuple[Tensor]:
         """Images (B, out_channels, H, W), about [-1, 1], of latents (B, latent_channels, H / f, W / f) without scaling.
-
-        `generator` is there for decoders that draw; this one does not.
-
-        Raises:
-            InputError: `z` has another number of dimensions or channels.
+        `generator` is there for decoders that draw; this one does not. Raises InputError for other numbers of dimensions or channels.
         """
         self._check(z, self.config.latent_channels, "latents")
         images = self._map(self._images, z, self.tile_latent_min_size, self.tile_sample_min_size)
@@ -270,6 +198,11 @@ class AutoencoderKL(Model):
         """Encode and decode the posterior's mode, or a draw: (B, in_channels, H, W) -> (B, out_channels, H, W)."""
         posterior = self.encode(sample).latent_dist
         return self.decode(posterior.sample(generator) if sample_posterior else posterior.mode()).sample
+
+    def sample_call(self, rows: int, height: int, width: int) -> Any:
+        """Decode `rows` latents of pictures of this size, in pixels; the values mean nothing."""
+        side = self.scale_factor
+        return self.decode(torch.empty(rows, self.config.latent_channels, height // side, width // side, dtype=self.dtype))
 
     def _moments(self, x: Tensor) -> Tensor:
         h = self.encoder(x, self.attend)
@@ -285,10 +218,9 @@ class AutoencoderKL(Model):
         if not self.use_tiling or max(x.shape[-2:]) <= size:
             return f(x)
         stride, overlap = int(size * (1 - self.tile_overlap_factor)), int(out_size * self.tile_overlap_factor)
-        above: list[Tensor] = []
-        rows = []
+        rows, above = [], []
         for top in range(0, x.shape[2], stride):
-            row: list[Tensor] = []
+            row = []
             for left in range(0, x.shape[3], stride):
                 tile = f(x[:, :, top : top + size, left : left + size])
                 if above:

@@ -53,23 +53,21 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
     @torch.no_grad()
     def forward(self, clip_input: Tensor, images: Images) -> tuple[Images, list[bool]]:
         """The images, flagged ones black, and which were flagged.
-
         Args:
             clip_input: the images as CLIP's processor gives them, (B, 3, 224, 224).
-            images: B images to return: an array (B, H, W, C), a tensor, or a list of either. Not changed in place.
-        Raises:
-            InputError: there are not as many images as rows of `clip_input`.
+            images: as many to return: an array (B, H, W, C), a tensor, or a list of either. Not changed in place.
+        Raises InputError if there are not as many images as rows of `clip_input`.
         """
         if len(images) != len(clip_input):
-            got, fits = f"{len(images)} images", f"{len(clip_input)}, one for each row of clip_input"
-            where = "StableDiffusionSafetyChecker, images"
-            raise InputError("Images and CLIP inputs do not belong together.", where=where, got=got, expected=fits)
+            what, where = "Images and CLIP inputs do not belong together.", "StableDiffusionSafetyChecker, images"
+            fits = f"{len(clip_input)}, one for each row of clip_input"
+            raise InputError(what, where=where, got=f"{len(images)} images", expected=fits)
         embeds = self.visual_projection(self.vision_model(clip_input)[1])  # (B, projection_dim)
         special = _exceeds(embeds, self.special_care_embeds, self.special_care_embeds_weights)
         slack = STRICTER * special.float()[:, None]
         flagged = _exceeds(embeds, self.concept_embeds, self.concept_embeds_weights, slack).tolist()
         if any(flagged):
-            found = "Potential NSFW content was detected in one or more images: %d of %d are black."
-            logger.warning(found, sum(flagged), len(flagged))
+            counts = sum(flagged), len(flagged)
+            logger.warning("Potential NSFW content was detected in one or more images: %d of %d are black.", *counts)
             images = _blacken(images, flagged)
         return images, flagged

@@ -12,29 +12,27 @@ from ..core.attention import Attend
 from ..errors import ConfigError, InputError
 from ..outputs import Output
 from .base import Model, as_batch, choose
-from .layers.attention import Conditions, rename_attention
+from .layers.attention import Conditions, SelfAttention, rename_attention
 from .layers.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
-from .layers.resnet import activation
-from .layers.unet_blocks import Level, MidBlock, down_block, down_levels, per_block, up_block, up_levels
+from .layers.resnet import Level, activation
+from .layers.unet_blocks import Block, block, down_levels, middle_block, per_block, up_levels
 
 __all__ = ["UNet", "UNet2DConfig", "UNet2DModel", "UNet2DOutput"]
 
 
 class UNet(Model):
-    """A network of blocks on the way down, in the middle and on the way up. `build` makes the embeddings, then calls `_build_blocks`."""
+    """A network of blocks on the way down, in the middle and on the way up.
+    `build` makes `conv_in`, `time_proj`, `time_embedding` and `class_embedding` (None without classes), then calls `_build_blocks`.
+    """
 
     gradient_checkpointing: bool = False
     concat_classes: bool = False  # the class goes beside the timestep, it is not added
     rename_key = staticmethod(rename_attention)
-    conv_in: nn.Conv2d
-    time_proj: nn.Module
-    time_embedding: TimestepEmbedding
-    class_embedding: nn.Module | None
 
-    def _build_blocks(self, c: Config, down: list[Level], middle: MidBlock | None, up: list[Level], act_fn: str, out_kernel: int) -> None:
-        self.down_blocks = nn.ModuleList(map(down_block, per_block(c, "down_block_types"), down))
+    def _build_blocks(self, c: Config, down: list[Level], middle: Block | None, up: list[Level], act_fn: str, out_kernel: int) -> None:
+        self.down_blocks = nn.ModuleList(map(block, per_block(c, "down_block_types"), down))
         self.mid_block = middle
-        self.up_blocks = nn.ModuleList(map(up_block, per_block(c, "up_block_types"), up))
+        self.up_blocks = nn.ModuleList(map(block, per_block(c, "up_block_types"), up))
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, c.block_out_channels[0], eps=c.norm_eps)
         self.conv_act = activation(act_fn)
         self.conv_out = nn.Conv2d(c.block_out_channels[0], c.out_channels, out_kernel, padding=(out_kernel - 1) // 2)
@@ -66,22 +64,15 @@ class UNet(Model):
         return 2 * sample - 1 if self.config.center_input_sample else sample
 
     def _through(
-        self,
-        x: Tensor,
-        cond: Conditions,
-        inside: Sequence[Tensor] = (),
-        outside: Sequence[Tensor] | None = None,
-        middle: Tensor | None = None,
+        self, x: Tensor, cond: Conditions, inside: Sequence[Tensor] = (), outside: Sequence[Tensor] | None = None, mid: Tensor | None = None
     ) -> Tensor:
         """From the first convolution to the last, (B, in_channels, H, W) to (B, out_channels, H, W).
-
-        `inside` goes into blocks on the way down, `outside` and `middle` onto skip connections and after the middle.
+        `inside` goes into blocks on the way down, `outside` and `mid` onto skip connections and after the middle.
         """
-        x = self.conv_in(x)  # (B, C0, H, W)
-        skips, remaining = [x], list(inside)
-        for block in self.down_blocks:
-            x, new = self._run(block, x, cond, remaining.pop(0) if remaining else None)
-            skips += new
+        skips, remaining = [self.conv_in(x)], list(inside)  # (B, C0, H, W)
+        for down in self.down_blocks:
+            skips += self._run(down, skips[-1], cond, remaining.pop(0) if remaining else None)
+        x = skips[-1]
         if outside is not None:
             if len(outside) != len(skips):
                 where = "down_block_additional_residuals"
@@ -91,17 +82,16 @@ class UNet(Model):
             x = self._run(self.mid_block, x, cond)
             if remaining and remaining[0].shape == x.shape:
                 x = x + remaining[0]
-        if outside is not None and middle is not None:
-            x = x + middle
-        for block in self.up_blocks:
-            skips, taken = skips[: -len(block.resnets)], skips[-len(block.resnets) :]
-            x = self._run(block, x, taken, cond, skips[-1].shape[-2:] if skips else None)
+        if outside is not None and mid is not None:
+            x = x + mid
+        for up in self.up_blocks:
+            skips, taken = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
+            x = self._run(up, x, cond, taken, skips[-1].shape[-2:] if skips else None)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))
 
-    def _run(self, block: nn.Module, *args: Any) -> Any:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
+    def _run(self, part: nn.Module, *args: Any) -> Any:
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        return checkpoint(part, *args, use_reentrant=False) if again else part(*args)
 
 
 @dataclass
@@ -114,7 +104,6 @@ class UNet2DOutput(Output):
 @dataclass(frozen=True, eq=False, repr=False)
 class UNet2DConfig(Config):
     """The keys of the network's `config.json`.
-
     `attention_head_dim` is the number of channels per head, None for one head. `downsample_type` and `upsample_type` ("conv" or
     "resnet") concern self-attention blocks.
     """
@@ -151,18 +140,15 @@ class UNet2DConfig(Config):
 
 class UNet2DModel(UNet):
     """A UNet over (B, C, H, W) that predicts noise, the clean sample or the score, as its checkpoint was trained.
-
-    Raises:
-        ConfigError: an option that has no meaning, or whose length does not fit the number of blocks.
+    Raises ConfigError for an option that has no meaning, or whose length does not fit the number of blocks.
     """
 
     Config = UNet2DConfig
     Result = UNet2DOutput
     config: UNet2DConfig
 
-    def build(self, config: UNet2DConfig) -> None:
-        c, widths = config, config.block_out_channels
-        first, width = widths[0], config.time_embedding_dim or widths[0] * 4
+    def build(self, c: UNet2DConfig) -> None:
+        first, width = c.block_out_channels[0], c.time_embedding_dim or c.block_out_channels[0] * 4
         for field in ("downsample_type", "upsample_type"):
             choose(field, c[field], {"conv": None, "resnet": None})
         if c.time_embedding_type == "learned" and c.num_train_timesteps is None:
@@ -182,30 +168,28 @@ class UNet2DModel(UNet):
             "identity": nn.Identity,
         }
         self.class_embedding = choose("class_embed_type", c.class_embed_type, classes)()
-
-        head_dims = [c.attention_head_dim or channels for channels in widths]
-        levels = down_levels(c, width, c.downsample_type, layers=per_block(c, "layers_per_block"), head_dim=head_dims)
+        levels = down_levels(c, temb_channels=width, resample=c.downsample_type, head_dim=c.attention_head_dim or c.block_out_channels)
         middle = None
         if c.mid_block_type is not None:
             groups = c.attn_norm_num_groups or (c.norm_num_groups if c.resnet_time_scale_shift == "default" else None)
-            level = replace(levels[-1], layers=1, attention_groups=groups, resnet_out_scale_factor=c.mid_block_scale_factor)
-            middle = MidBlock("self" if c.add_attention else "", level)
+            level = replace(levels[-1], attention_groups=groups, resnet_out_scale_factor=c.mid_block_scale_factor)
+            middle = middle_block(SelfAttention if c.add_attention else None, level)
         self._build_blocks(c, levels, middle, up_levels(levels, c.upsample_type), "silu", 3)
+
+    def sample_call(self, rows: int, height: int, width: int) -> Any:
+        """One call for `rows` samples of this size; the values mean nothing."""
+        labels = None if self.class_embedding is None else torch.zeros(rows, dtype=torch.int64)
+        return self(torch.empty(rows, self.config.in_channels, height, width, dtype=self.dtype), torch.ones(1), labels)
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, *, attend: Attend | None = None
     ) -> Tensor:
-        """Predict from a noisy sample.
-
+        """Predict from a noisy sample: (B, in_channels, H, W) -> (B, out_channels, H, W).
         Args:
-            sample: (B, in_channels, H, W).
             timestep: one for all rows or one for each; the noise's sigma for Fourier embeddings.
             class_labels: (B,) for networks conditioned on a class.
             attend: the attention of this call, see `darkroom.core.attention`; the network's own if None.
-        Returns:
-            (B, out_channels, H, W).
-        Raises:
-            InputError: an argument that is missing or does not fit the configuration.
+        Raises InputError for an argument that is missing or does not fit the configuration.
         """
         x = self._centred(sample)
         if class_labels is not None and self.class_embedding is None:

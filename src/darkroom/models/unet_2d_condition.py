@@ -10,30 +10,25 @@ from torch import Tensor, nn
 from ..config import Config
 from ..core.attention import Attend
 from ..errors import ConfigError, InputError
-from ..outputs import Output
 from .base import choose
-from .layers.attention import Conditions
+from .layers.attention import AddedKVAttention, Conditions, Transformer2D
 from .layers.embeddings import GaussianFourierProjection, TextTimeEmbedding, TimestepEmbedding, Timesteps
-from .layers.resnet import activation
-from .layers.unet_blocks import Attends, Level, MidBlock, down_levels, per_block, up_levels
-from .unet_2d import UNet
+from .layers.resnet import Level, activation
+from .layers.unet_blocks import Attends, Block, down_levels, middle_block, per_block, up_levels
+from .unet_2d import UNet, UNet2DOutput
 
 __all__ = ["UNet2DConditionConfig", "UNet2DConditionModel", "UNet2DConditionOutput"]
 
 logger = logging.getLogger("darkroom")
 
 
-@dataclass
-class UNet2DConditionOutput(Output):
+class UNet2DConditionOutput(UNet2DOutput):
     """`sample`: the prediction (B, out_channels, H, W)."""
-
-    sample: Tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class UNet2DConditionConfig(Config):
     """The keys of the network's `config.json`.
-
     `attention_head_dim` is the number of attention heads of transformer blocks, against its name, unless `num_attention_heads` is
     given: all checkpoints are written so. In other attentions it is what it says. Options of one value per block may be one for all.
     """
@@ -90,29 +85,34 @@ class UNet2DConditionConfig(Config):
 
 class UNet2DConditionModel(UNet):
     """A UNet over (B, C, H, W) that predicts noise, velocity or the clean sample, as its checkpoint was trained.
-
-    Raises:
-        ConfigError: an option that has no meaning, or whose length does not fit the number of blocks.
+    Raises ConfigError for an option that has no meaning, or whose length does not fit the number of blocks.
     """
 
     Config = UNet2DConditionConfig
     Result = UNet2DConditionOutput
     config: UNet2DConditionConfig
 
-    def build(self, config: UNet2DConditionConfig) -> None:
-        c = config
+    def build(self, c: UNet2DConditionConfig) -> None:
         for field, only in (("attention_type", "default"), ("dual_cross_attention", False)):
             choose(field, c[field], {only: None})
+        head_dims, depths = per_block(c, "attention_head_dim"), per_block(c, "transformer_layers_per_block")
+        if c.reverse_transformer_layers_per_block is not None:
+            per_block(c, "reverse_transformer_layers_per_block")
+        elif any(isinstance(depth, tuple) for depth in depths):
+            where = "reverse_transformer_layers_per_block"
+            raise ConfigError("The depth of the way up is missing.", where=where, expected="one tuple per block")
         self.conv_in = nn.Conv2d(c.in_channels, c.block_out_channels[0], c.conv_in_kernel, padding=(c.conv_in_kernel - 1) // 2)
         width = self._build_embeddings(c)
         self.concat_classes = c.class_embeddings_concat
-        levels = self._levels(c, width * 2 if c.class_embeddings_concat else width)
-        depths = c.reverse_transformer_layers_per_block or [level.depth for level in reversed(levels)]
+        heads = head_dims if c.num_attention_heads is None else per_block(c, "num_attention_heads")
+        options = {"context_dim": per_block(c, "cross_attention_dim"), "only_cross": per_block(c, "only_cross_attention"), "depth": depths}
+        options["head_dim"] = tuple(dim or width for dim, width in zip(head_dims, c.block_out_channels))
+        levels = down_levels(c, temb_channels=width * 2 if c.class_embeddings_concat else width, heads=heads, **options)
         # head_dim is not reversed on the way up: the checkpoints were trained so
-        up = [replace(a, head_dim=b.head_dim, depth=depth) for a, b, depth in zip(up_levels(levels), levels, depths)]
+        ups = zip(up_levels(levels), levels, c.reverse_transformer_layers_per_block or depths[::-1])
+        up = [replace(a, head_dim=b.head_dim, depth=depth) for a, b, depth in ups]
         self._build_blocks(c, levels, self._middle(c, levels[-1]), up, c.act_fn, c.conv_out_kernel)
-        attends = any("CrossAttn" in name for name in (*c.down_block_types, c.mid_block_type or "", *c.up_block_types))
-        self.reads_context = attends or c.addition_embed_type == "text"
+        self.reads_context = c.addition_embed_type == "text" or any(getattr(m, "reads_context", False) for m in self.modules())
 
     def _build_embeddings(self, c: UNet2DConditionConfig) -> int:
         """What turns timestep, class and added conditions into one vector. Returns its width."""
@@ -133,8 +133,7 @@ class UNet2DConditionModel(UNet):
             self.time_proj = Timesteps(first, c.flip_sin_to_cos, c.freq_shift)
         time_dim = width if fourier else first
         self.time_embedding = TimestepEmbedding(time_dim, width, c.act_fn, post_act=c.timestep_post_act, cond_dim=c.time_cond_proj_dim)
-        self.time_embed_act = activation(c.time_embedding_act_fn) if c.time_embedding_act_fn is not None else None
-
+        self.time_embed_act = nn.Identity() if c.time_embedding_act_fn is None else activation(c.time_embedding_act_fn)
         kind = c.encoder_hid_dim_type or ("text_proj" if c.encoder_hid_dim is not None else None)
         projections = {None: lambda: None, "text_proj": lambda: nn.Linear(given("encoder_hid_dim"), given("cross_attention_dim"))}
         self.encoder_hid_proj = choose("encoder_hid_dim_type", kind, projections)()
@@ -158,64 +157,27 @@ class UNet2DConditionModel(UNet):
         return width
 
     @staticmethod
-    def _levels(c: UNet2DConditionConfig, temb_channels: int) -> list[Level]:
-        """What the blocks on the way down are built from."""
-        head_dims, depths = per_block(c, "attention_head_dim"), per_block(c, "transformer_layers_per_block")
-        if c.reverse_transformer_layers_per_block is not None:
-            per_block(c, "reverse_transformer_layers_per_block")
-        elif any(isinstance(depth, tuple) for depth in depths):
-            where = "reverse_transformer_layers_per_block"
-            raise ConfigError("The depth of the way up is missing.", where=where, expected="one tuple per block")
-        return down_levels(
-            c,
-            temb_channels,
-            layers=per_block(c, "layers_per_block"),
-            heads=head_dims if c.num_attention_heads is None else per_block(c, "num_attention_heads"),
-            head_dim=[dim or width for dim, width in zip(head_dims, c.block_out_channels)],
-            depth=depths,
-            context_dim=per_block(c, "cross_attention_dim"),
-            only_cross=per_block(c, "only_cross_attention"),
-        )
-
-    @staticmethod
-    def _middle(c: UNet2DConditionConfig, level: Level) -> MidBlock | None:
-        kinds: dict[str | None, Attends | None] = {
-            None: None,
-            "UNetMidBlock2D": "",
-            "UNetMidBlock2DCrossAttn": "transformer",
-            "UNetMidBlock2DSimpleCrossAttn": "added_kv",
-        }
-        kind = choose("mid_block_type", c.mid_block_type, kinds)
-        if kind is None:
+    def _middle(c: UNet2DConditionConfig, level: Level) -> Block | None:
+        bare: dict[str | None, Attends] = {None: None, "UNetMidBlock2D": None}
+        read = {"UNetMidBlock2DCrossAttn": Transformer2D, "UNetMidBlock2DSimpleCrossAttn": AddedKVAttention}
+        kind = choose("mid_block_type", c.mid_block_type, bare | read)
+        if c.mid_block_type is None:
             return None
-        only_cross = c.mid_block_only_cross_attention
+        simple, only_cross = kind is AddedKVAttention, c.mid_block_only_cross_attention
         if only_cross is None:
             only_cross = c.only_cross_attention is True
-        simple = kind == "added_kv"
         options = {"resnet_skip_time_act": simple and c.resnet_skip_time_act, "only_cross": simple and only_cross}
-        return MidBlock(kind, replace(level, layers=1 if kind else 0, resnet_out_scale_factor=c.mid_block_scale_factor, **options))
+        return middle_block(kind, replace(level, resnet_out_scale_factor=c.mid_block_scale_factor, **options), layers=2 if kind else 1)
 
     def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        encoder_hidden_states: Tensor | None,
-        class_labels: Tensor | None = None,
-        timestep_cond: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
-        added_cond_kwargs: Mapping[str, Tensor] | None = None,
-        down_block_additional_residuals: Sequence[Tensor] | None = None,
-        mid_block_additional_residual: Tensor | None = None,
-        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        *,
-        attend: Attend | None = None,
-    ) -> Tensor:
-        """Predict from a noisy sample.
-
+        self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor | None, class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None, attention_mask: Tensor | None = None, cross_attention_kwargs: Mapping[str, Any] | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None, down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None, down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
+        encoder_attention_mask: Tensor | None = None, *, attend: Attend | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Predict from a noisy sample: (B, in_channels, H, W) -> (B, out_channels, H, W); H and W of any size.
         Args:
-            sample: (B, in_channels, H, W); H and W of any size.
             timestep: one for all rows or one for each, 0 to 999 for most checkpoints.
             encoder_hidden_states: the context (B, M, cross_attention_dim).
             class_labels: (B,), or (B, C) for projected classes.
@@ -227,10 +189,7 @@ class UNet2DConditionModel(UNet):
             mid_block_additional_residual: added after the middle.
             down_intrablock_additional_residuals: added inside blocks on the way down (T2I-Adapter, Mou et al. 2023).
             attend: the attention of this call, see `darkroom.core.attention`; the network's own if None.
-        Returns:
-            (B, out_channels, H, W).
-        Raises:
-            InputError: an argument that is missing or does not fit the configuration.
+        Raises InputError for an argument that is missing or does not fit the configuration.
         """
         c, added = self.config, added_cond_kwargs or {}
         if unknown := sorted(set(cross_attention_kwargs or ()) - {"scale"}):
@@ -245,8 +204,6 @@ class UNet2DConditionModel(UNet):
         temb = self._embed(x, timestep, class_labels, timestep_cond)
         if c.addition_embed_type is not None:
             temb = temb + self.add_embedding(context if c.addition_embed_type == "text" else self._pooled(added).to(temb.dtype))
-        if self.time_embed_act is not None:
-            temb = self.time_embed_act(temb)
         if self.encoder_hid_proj is not None:
             context = self.encoder_hid_proj(context)  # (B, M, cross_attention_dim)
         mask, context_mask = as_bias(attention_mask, x.dtype), as_bias(encoder_attention_mask, x.dtype)
@@ -256,8 +213,26 @@ class UNet2DConditionModel(UNet):
         inside, outside = down_intrablock_additional_residuals, down_block_additional_residuals
         if mid_block_additional_residual is None:  # older T2I-Adapter programs pass theirs as a ControlNet's
             inside, outside = outside if inside is None else inside, None
-        cond = Conditions(temb, context, mask, context_mask, attend or self.attend)
+        cond = Conditions(self.time_embed_act(temb), context, mask, context_mask, attend or self.attend)
         return self._through(x, cond, inside or (), outside, mid_block_additional_residual)
+
+    def sample_call(self, rows: int, height: int, width: int) -> Any:
+        """One call for `rows` samples of this size with conditions of the usual shapes; the values mean nothing."""
+        c = self.config
+        x = torch.empty(rows, c.in_channels, height, width, dtype=self.dtype)
+        dims = c.cross_attention_dim if c.encoder_hid_dim is None else c.encoder_hid_dim
+        context = torch.empty(rows, 77, dims if isinstance(dims, int) else dims[0], dtype=self.dtype)
+        added, labels = {}, None
+        if c.addition_embed_type == "text_time":
+            count = 6 if (c.projection_class_embeddings_input_dim or 0) - 6 * (c.addition_time_embed_dim or 0) >= 1280 else 5
+            text = (c.projection_class_embeddings_input_dim or 0) - count * (c.addition_time_embed_dim or 0)
+            added = {"text_embeds": torch.empty(rows, text, dtype=self.dtype), "time_ids": torch.empty(rows, count, dtype=self.dtype)}
+        if c.num_class_embeds is not None or c.class_embed_type == "timestep":
+            labels = torch.zeros(rows, dtype=torch.int64)
+        elif c.projection_class_embeddings_input_dim is not None and c.class_embed_type is not None:
+            labels = torch.empty(rows, c.projection_class_embeddings_input_dim, dtype=self.dtype)
+        cond = None if c.time_cond_proj_dim is None else torch.empty(rows, c.time_cond_proj_dim, dtype=self.dtype)
+        return self(x, torch.ones(1), context, class_labels=labels, timestep_cond=cond, added_cond_kwargs=added)
 
     def _pooled(self, added: Mapping[str, Tensor]) -> Tensor:
         """Pooled text beside the sinusoids of SDXL's sizes (Podell et al. 2023)."""
@@ -268,13 +243,9 @@ class UNet2DConditionModel(UNet):
         sizes = self.add_time_proj(ids.flatten()).reshape(pooled.shape[0], -1)  # (B, numbers x dim)
         expected = self.add_embedding.linear_1.in_features
         if pooled.shape[-1] + sizes.shape[-1] != expected:
-            raise InputError(
-                "Pooled text and sizes do not have the width of this network.",
-                where="added_cond_kwargs: text_embeds, time_ids",
-                got=f"{pooled.shape[-1]} + {sizes.shape[-1]}",
-                expected=f"{expected} in all",
-                fix="SDXL's base takes 6 numbers per sample as time_ids, its refiner 5.",
-            )
+            what, where = "Pooled text and sizes do not have the width of this network.", "added_cond_kwargs: text_embeds, time_ids"
+            got = f"{pooled.shape[-1]} + {sizes.shape[-1]}"
+            raise InputError(what, where=where, got=got, expected=f"{expected}", fix="SDXL takes 6 time_ids per sample, its refiner 5.")
         return torch.cat([pooled, sizes], -1)
 
 

@@ -1,18 +1,19 @@
 """The bases of schedulers: configuration, files, the run's position, and the table of a discrete-time process."""
 
 from __future__ import annotations
-import math
 import numbers
-import os
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 from torch import Tensor
 from .. import schedulers
+from ..checkpoints.files import PathLike, read_json
+from ..checkpoints.hub import HUB_OPTIONS, locate
+from ..checkpoints.save import write_text_atomic
 from ..config import Config, Configurable
 from ..errors import ConfigError, InputError
 from ..outputs import Output
@@ -21,13 +22,12 @@ from . import process
 __all__ = ["Device", "KarrasScheduler", "Scheduler", "SchedulerOutput", "SigmaScheduler", "Stepped", "Timestep", "options"]
 
 Device = torch.device | str | None
-PathLike = str | os.PathLike[str]
 Timestep = Tensor | float
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 LEADING, LINSPACE = ("leading", "linspace", "trailing"), ("linspace", "leading", "trailing")  # the default spacing first
 LARGEST_TABLE = 1_000_000  # a file may ask for any number; this bounds what it costs
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+KINDS: dict[Any, Any] = {bool: (bool, np.bool_, types.NoneType), int: numbers.Integral, float: numbers.Real}  # for a switch, None is off
 
 
 @dataclass
@@ -42,50 +42,29 @@ Stepped = SchedulerOutput | tuple[Tensor, ...]  # what `step` returns
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a configuration is one of its annotation's; for a switch, None is off."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if get_origin(hint) is Literal:
-        return isinstance(value, (str, numbers.Integral, types.NoneType)) and value in get_args(hint)
-    if hint is bool:
-        return value is None or isinstance(value, (bool, np.bool_))
-    if hint in (int, float):
-        kind = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, kind) and not isinstance(value, bool) and not math.isnan(value)
-    return isinstance(value, get_origin(hint) or hint)
+    """Whether a value of a configuration is one of its annotation's."""
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in choices)
+    if origin is Literal:
+        return isinstance(value, (str, numbers.Integral, types.NoneType)) and value in choices
+    return isinstance(value, KINDS.get(hint, origin or hint)) and (hint is bool or not isinstance(value, bool))
 
 
 class Scheduler(Configurable):
     """Timesteps of a run, and one step of it: `set_timesteps(n)`, then `step(out, t, x).prev_sample` for each t of `timesteps`.
-
     `step` takes the network's output and the sample, (B, C, ...) both, and an item of `timesteps`; a `generator` (or one for each row) makes
     its noise, and `return_dict=False` gives a tuple. It replaces attributes and never changes them in place: `copy.copy(scheduler)` is an
     independent run over the same configuration and tables.
-
-    Attributes:
-        timesteps: descending, (steps,), on the device given to `set_timesteps`; the whole table before.
-        init_noise_sigma: standard deviation of the noise that a run starts from.
-        order: network evaluations per step of the schedule.
-        step_index: position of the next step in `timesteps`, once the first was asked for.
-        begin_index: where the run starts, if `set_begin_index` said so.
+    `timesteps` descend, (steps,), on the device given to `set_timesteps`; before, they are the whole table. `init_noise_sigma` is the standard
+    deviation of the noise that a run starts from, and `order` the network evaluations per step of the schedule. `step_index` is the position
+    of the next step in `timesteps`, once the first was asked for, and `begin_index` where the run starts, if `set_begin_index` said so.
     """
 
     config_name: ClassVar[str] = "scheduler_config.json"
     order: ClassVar[int] = 1
     init_noise_sigma: float | Tensor = 1.0
     num_inference_steps: int | None = None
-    step_index: int | None
-    begin_index: int | None
-
-    def __init__(self, *args: Any, **options: Any):
-        """Options are the fields of `Config`, positional or by name. Raises ConfigError for a value that has no meaning."""
-        self._assemble(self._configure(*args, **options))
-
-    @classmethod
-    def _from_parsed(cls, parsed: Config) -> Self:
-        self = cls.__new__(cls)
-        self._assemble(parsed)
-        return self
 
     def _assemble(self, config: Config) -> None:
         """Check the configuration, then build tables and the timesteps that hold before `set_timesteps`."""
@@ -93,8 +72,8 @@ class Scheduler(Configurable):
         hints = get_type_hints(type(config))
         for name in config.names():
             value, hint = config[name], hints[name]
-            infinite = isinstance(value, float) and math.isinf(value) and value != getattr(type(config), name)
-            if infinite or not _fits(value, hint):
+            no_number = isinstance(value, numbers.Real) and not abs(value) < 1e308 and value != getattr(type(config), name)  # type: ignore[operator]
+            if no_number or not _fits(value, hint):
                 self._refuse(name, value, ", ".join(getattr(a, "__name__", str(a)) for a in get_args(hint)) or hint.__name__)
         if not 1 <= config["num_train_timesteps"] <= LARGEST_TABLE:
             self._refuse("num_train_timesteps", config["num_train_timesteps"], f"1 to {LARGEST_TABLE}")
@@ -109,25 +88,17 @@ class Scheduler(Configurable):
 
     @classmethod
     def from_pretrained(cls, path: PathLike, subfolder: str | None = None, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
-        """Load from a folder with `scheduler_config.json` (of this or another class), that file itself, or a hub id.
-
-        `subfolder` is the component's inside it, usually "scheduler". `overrides` change options, and with `return_unused_kwargs` those that
-        are none of this class are returned too; `revision`, `cache_dir`, `token`, `local_files_only` and `force_download` go to the hub.
+        """Load from a folder with `scheduler_config.json` (of this or another class), that file itself, or a hub id; `subfolder` is the
+        component's inside it, usually "scheduler". `overrides` change options, and with `return_unused_kwargs` those that are none of this class
+        are returned too; `revision`, `cache_dir`, `token`, `local_files_only` and `force_download` go to the hub.
         Raises CheckpointError for a folder or file that cannot be used, ConfigError for a value in it that has no meaning.
         """
-        from ..checkpoints.files import read_json
-        from ..checkpoints.hub import locate
-
         hub = {name: overrides.pop(name) for name in HUB_OPTIONS if name in overrides}
-        file = Path(path)
-        if not file.is_file():
-            file = locate(path, subfolder=subfolder, files=[cls.config_name], **hub) / cls.config_name
+        file = Path(path) if Path(path).is_file() else locate(path, subfolder=subfolder, files=[cls.config_name], **hub) / cls.config_name
         return cls.from_config(read_json(file), return_unused_kwargs=return_unused_kwargs, **overrides)
 
     def save_pretrained(self, save_directory: PathLike) -> None:
         """Write `scheduler_config.json` into the folder, whole or not at all."""
-        from ..checkpoints.save import write_text_atomic
-
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         write_text_atomic(Path(save_directory) / self.config_name, self.to_json())
 
@@ -155,13 +126,14 @@ class Scheduler(Configurable):
                 return self._numbers[timestep.storage_offset() - mine.storage_offset()]
         return timestep.item()
 
+    def _restart(self) -> None:
+        """Forget the run. Subclasses add their solver's history."""
+        self.step_index: int | None = None
+        self.begin_index: int | None = None
+
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start the run at this position of `timesteps`, as image-to-image does."""
         self.begin_index = begin_index
-
-    def _restart(self) -> None:
-        """Forget the run. Subclasses add their solver's history."""
-        self.step_index = self.begin_index = None
 
     def _install(self, timesteps: np.ndarray, device: Device) -> None:
         """Make this the schedule of a new run."""
@@ -240,7 +212,6 @@ def options(**defaults: Any) -> type[Config]:
 
 class KarrasScheduler(Scheduler):
     """A scheduler over the betas of a discrete-time process: x = alpha x0 + sigma eps, alpha^2 = alpha bar, sigma^2 = 1 - alpha bar.
-
     These schedulers can replace one another. `betas`, `alphas` and `alphas_cumprod` are (num_train_timesteps,) float32 on the CPU, and
     `final_alpha_cumprod` is alpha bar of the data itself, where the last step ends. This base is for integer timesteps that index the table.
     """
@@ -283,8 +254,7 @@ class KarrasScheduler(Scheduler):
             bound = self._option("clip_sample") and self.config.clip_sample_range
             return x0.clamp(-bound, bound) if bound else x0
         rows = (x0 if x0.dtype in (torch.float32, torch.float64) else x0.float()).flatten(1)
-        quantile = rows.abs().quantile(self.config.dynamic_thresholding_ratio, dim=1, keepdim=True)
-        bound = quantile.clamp(1, self.config.sample_max_value)
+        bound = rows.abs().quantile(self.config.dynamic_thresholding_ratio, dim=1, keepdim=True).clamp(1, self.config.sample_max_value)
         return (rows.clamp(-bound, bound) / bound).reshape(x0.shape).to(x0.dtype)
 
     def alpha_bar(self, t: int) -> Tensor:
@@ -313,8 +283,6 @@ class KarrasScheduler(Scheduler):
 
 class SigmaScheduler(KarrasScheduler):
     """A run is a row of descending `sigmas`, (steps + 1,), in float32 on the CPU; the sample stays variance-preserving."""
-
-    sigmas: Tensor
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -352,12 +320,12 @@ class SigmaScheduler(KarrasScheduler):
         self.sigmas = torch.from_numpy(np.append(sigmas, end).astype(np.float32))
         self._install(timesteps, device)
 
-    def _free_timesteps(self, *blocked: str) -> None:
-        """Custom timesteps cannot go with options that choose the timesteps. Raises InputError."""
-        for name in (*(f"use_{schedule}_sigmas" for schedule in process.SIGMA_SCHEDULES), *blocked):
-            if self._option(name):
-                what, fix = "The configuration already chooses the timesteps.", "Pass num_inference_steps instead."
-                raise self._error(what, "set_timesteps, timesteps", f"timesteps, with {name}", fix=fix)
+    def _free_timesteps(self, timesteps: Sequence[float] | None, *blocked: str) -> None:
+        """Raise InputError for custom timesteps together with options that choose the timesteps: the sigma schedules, and those `blocked`."""
+        named = [name for name in (*(f"use_{schedule}_sigmas" for schedule in process.SIGMA_SCHEDULES), *blocked) if self._option(name)]
+        if named and timesteps is not None:
+            what, fix = "The configuration already chooses the timesteps.", "Pass num_inference_steps instead."
+            raise self._error(what, "set_timesteps, timesteps", f"timesteps, with {named[0]}", fix=fix)
 
     def _levels(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """Sigmas at timesteps () or (B,), or at the run's position where `set_begin_index` named one: (B, 1, ...)."""

@@ -1,6 +1,5 @@
 """Deterministic sampling with jumps over timesteps."""
 
-from __future__ import annotations
 from torch import Tensor
 from ..core.random import Generators, randn
 from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options
@@ -26,7 +25,6 @@ class DDIMScheduler(KarrasScheduler):
         generator: Generators = None, variance_noise: Tensor | None = None, return_dict: bool = True,
     ) -> Stepped:  # fmt: skip
         """x at the next timestep: alpha' x0 + sqrt(sigma'^2 - std^2) eps + std noise (Song et al. 2021, eq. 12 and 16).
-
         Any timestep of the table will do; the run's stride leads to the next. `eta` is the share of the ancestral noise, 0 (deterministic) to
         1 (as DDPM), `variance_noise` that noise, instead of a `generator`; `use_clipped_model_output` takes eps from x0 after it was clipped.
         """

@@ -1,6 +1,5 @@
 """Ancestral sampling of the trained Markov chain."""
 
-from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,9 +30,7 @@ class DDPMScheduler(KarrasScheduler):
 
     def previous_timestep(self, timestep: Timestep) -> int:
         """The timestep that follows in the run; -1 after the last."""
-        t = self.number(timestep)
-        index = self._numbers.index(t) if t in self._numbers else self._absent(t)
-        return self._numbers[index + 1] if index + 1 < len(self._numbers) else -1
+        return [*self._numbers, -1][self.index_for_timestep(timestep) + 1]
 
     def _deviation(self, bar: Tensor, bar_prev: Tensor, learned: Tensor | None) -> Tensor:
         """Standard deviation of the step's noise; a learned log variance lies between the fixed ones (Nichol & Dhariwal, eq. 15)."""
@@ -49,9 +46,8 @@ class DDPMScheduler(KarrasScheduler):
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True
     ) -> Stepped:
-        """Draw x at the next timestep from the posterior given the predicted x0 (Ho et al. 2020, eq. 6 and 7).
-
-        With a learned variance, `model_output` is (B, 2C, ...): the prediction, then the variance.
+        """Draw x at the next timestep from the posterior given the predicted x0 (Ho et al. 2020, eq. 6 and 7). With a learned variance,
+        `model_output` is (B, 2C, ...): the prediction, then the variance.
         """
         bar, bar_prev = self.alpha_bar(self.number(timestep)), self.alpha_bar(self.previous_timestep(timestep))
         learned, channels = None, sample.shape[1]

@@ -18,7 +18,6 @@ FOREIGN = {"deis": "dpmsolver++", "logrho": "midpoint", "bh1": "midpoint", "bh2"
 
 class DPMSolverMultistepScheduler(SigmaScheduler):
     """DPM-Solver (Lu et al. 2022a), DPM-Solver++ and their SDE forms (Lu et al. 2022b), multistep, of orders 1 to 3.
-
     `model_outputs` are the last predictions (x0, or eps without ++), oldest first.
     """
 
@@ -61,10 +60,10 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         if mu is not None and not config.use_dynamic_shifting:
             raise self._error("A shift for a scheduler that has none.", "set_timesteps, mu", mu, fix="Set use_dynamic_shifting=True.")
         steps = self._steps(num_inference_steps, timesteps=timesteps)
+        self._free_timesteps(timesteps, "use_lu_lambdas", "use_flow_sigmas")
         if timesteps is None:
             chosen, sigmas = self._space(steps, config.flow_shift if mu is None else float(np.exp(mu)))
         else:
-            self._free_timesteps("use_lu_lambdas", "use_flow_sigmas")
             chosen = np.asarray(timesteps).astype(np.int64)
             sigmas = self._sigmas_at(chosen)
         self._lay_out(chosen.astype(np.int64), sigmas, device)
@@ -126,8 +125,7 @@ class DPMSolverMultistepScheduler(SigmaScheduler):
         return self._result(return_dict, prev.to(output.dtype))
 
     def _update(self, index: int, order: int, x: Tensor, noise: Tensor | None) -> Tensor:
-        """The exponential integrator of all four algorithms (Lu et al. 2022a and b).
-
+        """The exponential integrator of all four algorithms (Lu et al. 2022a and b):
         x' = scale x - gain (phi1 D0 + c1 D1 + c2 D2) + std noise, with phi1 = e^g - 1 and g the step h in log-SNR, signed and
         doubled as the algorithm needs; D0, D1, D2 are the prediction and its divided differences.
         """

@@ -19,11 +19,11 @@ class ExplodingScheduler(SigmaScheduler):
         top = self.sigmas.max()
         return top if self.config.timestep_spacing in ("linspace", "trailing") else (top**2 + 1) ** 0.5
 
-    def _space(self, steps: int, timesteps: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Timesteps and sigmas of a run, (steps,) each, by the options or at the given timesteps."""
+    def _space(self, steps: int, timesteps: Any = None, table: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Timesteps and sigmas of a run, (steps,) each: by the options, over another size of the table, or at the given timesteps."""
         config = self.config
         if timesteps is None:
-            timesteps = process.spaced(config.timestep_spacing, steps, config.num_train_timesteps, config.steps_offset)
+            timesteps = process.spaced(config.timestep_spacing, steps, table or config.num_train_timesteps, config.steps_offset)
         timesteps = np.asarray(timesteps, dtype=np.float32)
         sigmas = self._sigmas_at(timesteps)
         if self._option("interpolation_type") == "log_linear":
@@ -40,8 +40,7 @@ class ExplodingScheduler(SigmaScheduler):
 
     def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
         """x / sqrt(sigma^2 + 1), of unit variance. The first call of a run finds its position by `timestep`."""
-        sigma = self.sigmas[self._position(timestep)]  # type: ignore[arg-type]
-        return sample / (sigma**2 + 1) ** 0.5
+        return sample / (self.sigmas[self._position(timestep)] ** 2 + 1) ** 0.5  # type: ignore[arg-type]
 
     def x0(self, out: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """x0 from the network's output for the (unscaled) sample x, limited as the configuration says."""
@@ -90,24 +89,21 @@ class EulerDiscreteScheduler(ExplodingScheduler):
             levels = np.asarray(sigmas, dtype=np.float32)
             chosen = process.sigma_to_t(levels[:-1], self.sigma_table).astype(np.float32)
             return self._lay_out(chosen, levels[:-1], device, end=levels[-1])
-        if timesteps is not None:
-            self._free_timesteps(*["timestep_type"] * self._log_sigma_time)
+        self._free_timesteps(timesteps, *["timestep_type"] * self._log_sigma_time)
         return self._lay_out(*self._space(steps, timesteps), device)
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None, return_dict: bool = True,
     ) -> Stepped:  # fmt: skip
-        """x at the next sigma, in float32 inside.
-
-        `s_churn` is noise, of standard deviation `s_noise`, added and removed again over the whole run between the sigmas `s_tmin` and `s_tmax`.
+        """x at the next sigma, in float32 inside. `s_churn` is noise, of standard deviation `s_noise`, added and removed again over the whole run
+        between the sigmas `s_tmin` and `s_tmax`.
         """
         sigma, sigma_next, x = *self._ends(timestep), sample.float()
         gamma = min(s_churn / (len(self.sigmas) - 1), 2**0.5 - 1) if s_tmin <= sigma <= s_tmax else 0.0
         raised = sigma * (gamma + 1)
         if gamma > 0:
-            noise = randn(model_output.shape, generator, model_output.device, model_output.dtype)
-            x = x + noise * s_noise * (raised**2 - sigma**2) ** 0.5
+            x = x + randn(model_output.shape, generator, model_output.device, model_output.dtype) * s_noise * (raised**2 - sigma**2) ** 0.5
         # the network saw the sample at sigma; with epsilon the churned sample is taken to be at the raised level
         x0 = self.x0(model_output, x, raised if self.config.prediction_type == "epsilon" else sigma)
         prev = x + (x - x0) / raised * (sigma_next - raised)
@@ -134,7 +130,6 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
 
 class HeunDiscreteScheduler(ExplodingScheduler):
     """Euler steps, each corrected by the slope at its end (Karras et al. 2022, algorithm 1).
-
     `timesteps` holds every timestep but the first twice: for the correction that ends there, and for the next step.
     """
 
@@ -154,12 +149,8 @@ class HeunDiscreteScheduler(ExplodingScheduler):
     ) -> None:  # fmt: skip
         """Lay out a run of `num_inference_steps` steps over a table of `num_train_timesteps`, or at `timesteps`."""
         self.num_inference_steps = steps = self._steps(num_inference_steps, timesteps=timesteps)
-        at: Any = timesteps
-        if timesteps is not None:
-            self._free_timesteps()
-        elif num_train_timesteps:
-            at = process.spaced(self.config.timestep_spacing, steps, num_train_timesteps, self.config.steps_offset)
-        chosen, sigmas = self._space(steps, at)
+        self._free_timesteps(timesteps)
+        chosen, sigmas = self._space(steps, timesteps, num_train_timesteps)
         twice = np.repeat(np.arange(steps), 2)[1:]
         self._lay_out(chosen[twice], sigmas[twice], device)
 
@@ -188,9 +179,8 @@ class LMSDiscreteScheduler(ExplodingScheduler):
         self.derivatives: tuple[Tensor, ...] = ()
 
     def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
-        """The weight of the slope at position t - `current_order` in the step from position t, of the last `order` slopes.
-
-        It is the integral of a Lagrange polynomial of degree order - 1; Gauss-Legendre quadrature with order / 2 points is exact.
+        """The weight of the slope at position t - `current_order` in the step from position t, of the last `order` slopes: the integral of a
+        Lagrange polynomial of degree order - 1. Gauss-Legendre quadrature with order / 2 points is exact.
         """
         sigmas = self.sigmas.double().numpy()
         nodes, weights = np.polynomial.legendre.leggauss((order + 1) // 2)

@@ -1,6 +1,5 @@
 """Linear multistep sampling on the manifold of the diffusion process."""
 
-from __future__ import annotations
 from typing import Any
 import numpy as np
 from torch import Tensor
@@ -14,7 +13,6 @@ ADAMS_BASHFORTH = {2: (2, (3, -1)), 3: (12, (23, -16, 5)), 4: (24, (55, -59, 37,
 
 class PNDMScheduler(KarrasScheduler):
     """Pseudo numerical methods for diffusion models (Liu et al. 2022): Runge-Kutta to start (F-PNDM), then Adams-Bashforth.
-
     With `skip_prk_steps` (S-PNDM and the latent diffusion checkpoints) the start is a second evaluation of the second timestep.
     `ets` are the last predictions, oldest first, and `counter` the steps taken in this run.
     """

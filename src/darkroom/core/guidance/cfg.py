@@ -1,6 +1,5 @@
 """Classifier-free guidance."""
 
-from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 from torch import Tensor
@@ -10,9 +9,8 @@ __all__ = ["CFG", "rescale"]
 
 
 def rescale(guided: Tensor, cond: Tensor, weight: float) -> Tensor:
-    """Bring the spread of the guided prediction back towards that of the conditional one (Lin et al. 2023, eq. 15 and 16).
-
-    Both are (B, ...); `weight` in [0, 1] blends between `guided` and the rescaled prediction.
+    """Bring the spread of the guided prediction (B, ...) back towards that of the conditional one (Lin et al. 2023, eq. 15 and 16); `weight` in
+    [0, 1] blends between `guided` and the rescaled prediction.
     """
     axes = tuple(range(1, cond.ndim))
     scaled = guided * (cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
@@ -21,11 +19,8 @@ def rescale(guided: Tensor, cond: Tensor, weight: float) -> Tensor:
 
 class CFG:
     """uncond + scale (cond - uncond) + terms (Ho & Salimans 2022).
-
-    Args:
-        scale: weight of the prompt; at 1 or below there is no unconditional branch.
-        rescale: weight of `rescale` in [0, 1].
-        terms: further addends, such as `PAG(3.0)` and `SAG(0.75)`.
+    `scale` is the weight of the prompt; at 1 or below there is no unconditional branch. `rescale` in [0, 1] is the weight of the function
+    `rescale`, and `terms` are further addends, such as `PAG(3.0)` and `SAG(0.75)`.
     """
 
     def __init__(self, scale: float = 7.5, rescale: float = 0.0, terms: Sequence[Term] = ()):
@@ -45,12 +40,10 @@ class CFG:
         own = [term.branches(cond) for term in self.terms]
         known = [cond.positive] if cond.negative is None else [cond.negative, cond.positive]
         preds = step.predict([*known, *(branch for branches in own for branch in branches)])
-        base, positive = preds[0], preds[len(known) - 1]
+        base, positive, rest = preds[0], preds[len(known) - 1], iter(preds[len(known) :])
         guided = positive if cond.negative is None else base + self.scale * (positive - base)
-        first = len(known)
         for term, branches in zip(self.terms, own, strict=True):
-            guided = guided + term.push(step, base, positive, preds[first : first + len(branches)])
-            first += len(branches)
+            guided = guided + term.push(step, base, positive, [next(rest) for _ in branches])
         if self.rescale > 0 and cond.negative is not None:
             guided = rescale(guided, positive, self.rescale)
         return guided

@@ -33,13 +33,8 @@ def _matches(pattern: str, site: str) -> bool:
 
 class PAG:
     """scale (cond - perturbed), where the perturbed prediction has identity maps in some self-attention layers (Ahn et al. 2024, eq. 16).
-
-    Args:
-        scale: weight, 0 or more; 0 costs nothing.
-        adaptive_scale: the weight is `scale - adaptive_scale (1000 - t)`, not below 0.
-        layers: regular expressions for the dotted names of self-attention layers; None takes the pipeline's own choice.
-    Raises:
-        InputError: a pattern matches no self-attention layer.
+    The weight is `scale - adaptive_scale (1000 - t)`, not below 0; `scale` is 0 or more, and 0 costs nothing. `layers` are regular
+    expressions for the dotted names of self-attention layers, None takes the pipeline's own choice; InputError for one that matches no layer.
     """
 
     Inputs = PAGInputs

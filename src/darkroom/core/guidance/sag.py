@@ -29,12 +29,8 @@ def gaussian_blur(x: Tensor, size: int = 9, sigma: float = 1.0) -> Tensor:
 
 class SAG:
     """scale (base - degraded), where the degraded prediction has the salient regions of x0 blurred (Hong et al. 2023, eq. 16 and 25).
-
     What is salient is read off the self-attention in the middle of the denoiser: tokens that receive more than their share.
-    The base is the unconditional prediction where there is one. Latents of at least 5 x 5 are needed for the blur.
-
-    Args:
-        scale: weight, 0 or more; 0 costs nothing.
+    The base is the unconditional prediction where there is one. The blur needs latents of at least 5 x 5. `scale` is 0 or more; 0 costs nothing.
     """
 
     Inputs = SAGInputs
@@ -67,16 +63,10 @@ class SAG:
             return base.new_zeros(())
         alpha, sigma = step.run.scheduler.signal_and_noise(step.t, base)
         x0, eps = step.run.scheduler.x0_and_eps(step.x, base, alpha, sigma)
-        mask = self._salient(self.received, x0)
+        height, width = x0.shape[-2:]  # of the map: the middle of the denoiser is smaller than the latents
+        while height * width > self.received.shape[-1]:
+            height, width = -(-height // 2), -(-width // 2)
+        mask = F.interpolate((self.received > 1).to(x0.dtype).reshape(-1, 1, height, width), x0.shape[-2:])  # (B, 1, H, W)
         blurred = gaussian_blur(x0) * mask + x0 * (1 - mask)
         (degraded,) = step.predict([step.run.cond.base], alpha * blurred + sigma * eps)
         return self.scale * (base - degraded)
-
-    @staticmethod
-    def _salient(received: Tensor, x0: Tensor) -> Tensor:
-        """1 where a token received more than 1, else 0, at the size of the latents: (B, 1, H, W)."""
-        height, width = x0.shape[-2:]
-        while height * width > received.shape[-1]:
-            height, width = -(-height // 2), -(-width // 2)
-        mask = (received > 1).to(x0.dtype).reshape(-1, 1, height, width)
-        return F.interpolate(mask, x0.shape[-2:])

@@ -23,12 +23,11 @@ class Image2ImageInputs(SizeInputs):
 def from_strength(pipe: Any, run: Run, strength: float) -> Tensor:
     """The part of the schedule that remains when noising starts at `strength`: timesteps (steps,)."""
     pipe.set_timesteps(run)
-    order, steps = run.scheduler.order, run.steps
-    kept = min(int(steps * strength), steps)
+    steps, kept = run.steps, min(int(run.steps * strength), run.steps)
     if kept < 1:
         got, expected = f"{strength} with {steps} steps", f"a strength of at least {1 / steps:.3g}"
         raise InputError("No step remains.", where="strength", got=got, expected=expected, fix="Raise strength or num_inference_steps.")
-    begin = (steps - kept) * order
+    begin = (steps - kept) * run.scheduler.order
     run.scheduler.set_begin_index(begin)
     return run.scheduler.timesteps[begin:]
 
@@ -54,20 +53,11 @@ class Image2Image(Text2Image):
     inputs: type[Inputs] = Image2ImageInputs
 
     def start(self, pipe: Any, run: Run) -> None:
-        inputs, factor = run.inputs, pipe.codec.factor(pipe)
-        image = image_to_tensor(
-            inputs.image,
-            height=inputs.height,
-            width=inputs.width,
-            factor=max(factor, pipe.size_step),
-            latent_channels=pipe.codec.channels(pipe),
-        )
+        inputs, factor, channels = run.inputs, max(pipe.codec.factor(pipe), pipe.size_step), pipe.codec.channels(pipe)
+        image = image_to_tensor(inputs.image, height=inputs.height, width=inputs.width, factor=factor, latent_channels=channels)
         run.timesteps = from_strength(pipe, run, inputs.strength)
         if isinstance(inputs.generator, (list, tuple)):
             image = repeat_to(image, run.rows, "image")  # each generator draws a sample of its own
         clean = encode_image(pipe, run, image, "image")
-        if inputs.latents is None:
-            noise = randn(clean.shape, generator=inputs.generator, device=clean.device, dtype=clean.dtype)
-        else:
-            noise = inputs.latents.to(clean)
+        noise = randn(clean.shape, inputs.generator, clean.device, clean.dtype) if inputs.latents is None else inputs.latents.to(clean)
         run.x = run.scheduler.add_noise(clean, noise, run.timesteps[:1].repeat(run.rows))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from torch import Tensor
 from ...errors import ConfigError, InputError
 from ..inputs import Inputs, field
@@ -28,7 +29,6 @@ class InpaintInputs(Image2ImageInputs):
 
 class Inpaint(Text2Image):
     """Paint into a mask: with a denoiser that sees mask and picture as extra channels, or by blending after each step.
-
     Random numbers: the codec's sample of the picture (if it is needed), the noise, the codec's sample of the masked picture.
     """
 
@@ -40,8 +40,6 @@ class Inpaint(Text2Image):
     def check(self, pipe: Any, inputs: Any, rows: int) -> None:
         super().check(pipe, inputs, rows)
         if inputs.padding_mask_crop is not None:
-            from PIL.Image import Image
-
             for name in self.pictures:
                 if not isinstance(value := getattr(inputs, name), Image):
                     raise InputError("Cropping needs a PIL picture.", where=name, got=type(value).__name__, expected="PIL.Image.Image")
@@ -62,13 +60,11 @@ class Inpaint(Text2Image):
             raise ConfigError("This denoiser cannot paint into a mask.", where="in_channels", got=extra + channels, expected=expected)
         run.timesteps = from_strength(pipe, run, inputs.strength)
         height, width = (side * factor for side in latent_size(pipe, inputs))
-        crop = None
-        if inputs.padding_mask_crop is not None:
-            crop = crop_region(inputs.mask_image, width, height, pad=inputs.padding_mask_crop)
+        pad = inputs.padding_mask_crop
+        crop = None if pad is None else crop_region(inputs.mask_image, width, height, pad)
         fit = dict(height=height, width=width, factor=factor, crop=crop, resize_mode="fill" if crop else "default")
         image = image_to_tensor(inputs.image, latent_channels=channels, **fit)
         pixel_mask = mask_to_tensor(inputs.mask_image, **fit)  # (b, 1, 8H, 8W)
-
         whole = inputs.strength == 1.0
         if extra == 0 or (not whole and inputs.latents is None):
             run.tensors["image_latents"] = encode_image(pipe, run, image, "image")
@@ -77,18 +73,14 @@ class Inpaint(Text2Image):
             run.x = noise * run.scheduler.init_noise_sigma
         else:
             run.x = run.scheduler.add_noise(run.tensors["image_latents"], noise, run.timesteps[:1].repeat(run.rows))
-
         mask = F.interpolate(pixel_mask, run.x.shape[-2:]).to(pipe.device, pipe.run_dtype(run))
         run.tensors["mask"] = repeat_to(mask, run.rows, "mask_image")
         masked = inputs.masked_image_latents
         if masked is None and image.shape[1] == 3:
             masked = image * (pixel_mask < 0.5)  # (b, 3, 8H, 8W)
         if extra and masked is None:
-            raise InputError(
-                "Latents of the masked picture are missing.",
-                where="masked_image_latents",
-                expected=f"(b, {channels}, H, W), because `image` is given as latents",
-            )
+            expected = f"(b, {channels}, H, W), because `image` is given as latents"
+            raise InputError("Latents of the masked picture are missing.", where="masked_image_latents", expected=expected)
         if extra:
             run.tensors["masked_image_latents"] = encode_image(pipe, run, masked, "masked_image_latents")
         elif masked is not None and masked.shape[1] == 3:
@@ -115,5 +107,5 @@ class Inpaint(Text2Image):
         if inputs.padding_mask_crop is None:
             return images
         width, height = images[0].size
-        box = crop_region(inputs.mask_image, width, height, pad=inputs.padding_mask_crop)
+        box = crop_region(inputs.mask_image, width, height, inputs.padding_mask_crop)
         return [overlay(inputs.mask_image, inputs.image, image, box) for image in images]

@@ -22,8 +22,7 @@ class SizeInputs(Inputs):
 
 def latent_size(pipe: Any, inputs: Any) -> tuple[int, int]:
     """Height and width of the latents that the inputs ask for, by default those that the denoiser was trained on."""
-    factor = pipe.codec.factor(pipe)
-    size = pipe.denoiser.config.sample_size
+    factor, size = pipe.codec.factor(pipe), pipe.denoiser.config.sample_size
     height, width = size if isinstance(size, tuple) else (size, size)
     height, width = inputs.height // factor if inputs.height else height, inputs.width // factor if inputs.width else width
     if height is None or width is None:

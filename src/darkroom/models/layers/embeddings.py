@@ -1,7 +1,7 @@
 """Embeddings of timesteps and of the conditions that UNets add to them."""
 
-from __future__ import annotations
 import math
+from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,15 +79,9 @@ class AttentionPooling(nn.Module):
         return F.scaled_dot_product_attention(q, k, v).flatten(1)
 
 
-class TextTimeEmbedding(nn.Module):
+class TextTimeEmbedding(nn.Sequential):
     """Text states (B, N, C) as an addend to the timestep embedding (DeepFloyd IF)."""
 
     def __init__(self, text_dim: int, out_dim: int, heads: int = 64):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(text_dim)
-        self.pool = AttentionPooling(text_dim, heads)
-        self.proj = nn.Linear(text_dim, out_dim)
-        self.norm2 = nn.LayerNorm(out_dim)
-
-    def forward(self, text: Tensor) -> Tensor:
-        return self.norm2(self.proj(self.pool(self.norm1(text))))
+        before, pool = nn.LayerNorm(text_dim), AttentionPooling(text_dim, heads)
+        super().__init__(OrderedDict(norm1=before, pool=pool, proj=nn.Linear(text_dim, out_dim), norm2=nn.LayerNorm(out_dim)))

@@ -1,13 +1,17 @@
-"""Residual blocks and resampling of convolutional networks over (B, C, H, W)."""
+"""Residual blocks and resampling of convolutional networks over (B, C, H, W), and the options that blocks are built from."""
 
 from __future__ import annotations
+from dataclasses import dataclass
+from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ...errors import ConfigError
 from ..base import choose
 
-__all__ = ["Downsample2D", "ResnetBlock2D", "Upsample2D", "activation"]
+__all__ = ["Level", "Resample2D", "ResnetBlock2D", "Way", "activation"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
+Way = Literal["down", "up"]
 
 
 def activation(name: str) -> nn.Module:
@@ -15,77 +19,100 @@ def activation(name: str) -> nn.Module:
     return choose("act_fn", str(name).lower(), ACTIVATIONS)()
 
 
-class Upsample2D(nn.Module):
-    """Nearest-neighbour enlargement by 2 (or to `size`), then a 3x3 convolution if asked for."""
+@dataclass(frozen=True)
+class Level:
+    """Widths and options of the blocks at one resolution. Options carry the names of the configuration's keys.
+    Args:
+        channels: of the block's output; `channels_in` of its input.
+        layers: residual blocks.
+        resample: how the resolution changes at the end, None where it does not.
+        skip_channels: of the last skip connection that a block on the way up receives; 0 where there are none.
+        temb_channels: of the timestep embedding, None without one.
+        heads: attention heads of transformers; other attentions have `channels // head_dim`.
+        depth: transformer blocks for each residual block.
+        attention_groups: of the norm in self-attention; None for no norm.
+    """
 
-    def __init__(self, channels: int, *, use_conv: bool = True):
+    way: Way
+    channels_in: int
+    channels: int
+    layers: int
+    resample: Literal["conv", "resnet"] | None
+    skip_channels: int = 0
+    temb_channels: int | None = None
+    heads: int = 1
+    head_dim: int = 8
+    depth: int | tuple[int, ...] = 1
+    context_dim: int | None = None
+    only_cross: bool = False
+    attention_groups: int | None = None
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    act_fn: str = "silu"
+    dropout: float = 0.0
+    downsample_padding: int = 1
+    resnet_time_scale_shift: str = "default"
+    resnet_skip_time_act: bool = False
+    resnet_out_scale_factor: float = 1.0
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
+    cross_attention_norm: str | None = None
+
+
+class Resample2D(nn.Module):
+    """Nearest-neighbour enlargement by 2 (or to `size`), then a 3x3 convolution; or halving by a strided one.
+    Without `use_conv`: enlargement alone, or averaging. `padding=0` pads right and below only (KL autoencoders).
+    """
+
+    def __init__(self, channels: int, way: Way, *, use_conv: bool = True, padding: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
+        self.way, self.padding = way, padding
+        stride, padding = (2, padding) if way == "down" else (1, 1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride, padding) if use_conv else None
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        x = F.interpolate(x, size=size, scale_factor=None if size else 2.0, mode="nearest")  # (B, C, 2H, 2W)
+        if self.way == "up":
+            x = F.interpolate(x, size=size, scale_factor=None if size else 2.0, mode="nearest")  # (B, C, 2H, 2W)
+        elif self.conv is None:
+            x = F.avg_pool2d(x, 2)  # (B, C, H/2, W/2)
+        elif self.padding == 0:
+            x = F.pad(x, (0, 1, 0, 1))
         return x if self.conv is None else self.conv(x)
-
-
-class Downsample2D(nn.Module):
-    """Halving by a strided 3x3 convolution, or by averaging. `padding=0` pads right and below only (KL autoencoders)."""
-
-    def __init__(self, channels: int, *, use_conv: bool = True, padding: int = 1):
-        super().__init__()
-        self.padding = padding
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding) if use_conv else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.conv is None:
-            return F.avg_pool2d(x, 2)  # (B, C, H/2, W/2)
-        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.padding == 0 else x)
 
 
 class ResnetBlock2D(nn.Module):
     """Two normalised convolutions around a residual; the timestep embedding is added, or scales and shifts, in between.
-
     He et al. 2015; the conditioning is of Ho et al. 2020 ("default") or of Dhariwal & Nichol 2021 ("scale_shift").
-    `resample`, "up" or "down", changes the resolution before the first convolution.
+    `resample` changes the resolution before the first convolution.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        temb_channels: int | None = None,
-        groups: int = 32,
-        eps: float = 1e-6,
-        act_fn: str = "silu",
-        time_embedding_norm: str = "default",
-        skip_time_act: bool = False,
-        output_scale_factor: float = 1.0,
-        dropout: float = 0.0,
-        resample: str | None = None,
-    ):
+    def __init__(self, level: Level, channels_in: int, resample: Way | None = None):
         super().__init__()
-        self.scale_shift = choose("resnet_time_scale_shift", time_embedding_norm, {"default": False, "scale_shift": True})
-        self.output_scale_factor = output_scale_factor
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(temb_channels, out_channels * (2 if self.scale_shift else 1)) if temb_channels else None
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.act = activation(act_fn)
-        self.time_act = nn.Identity() if skip_time_act else self.act
-        kinds = {"up": Upsample2D, "down": Downsample2D}
-        self.resample = kinds[resample](in_channels, use_conv=False) if resample else None
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        groups, channels, eps = level.norm_num_groups, level.channels, level.norm_eps
+        if not groups or channels_in % groups or channels % groups:
+            fits = f"a divisor of {channels_in} and {channels}"
+            raise ConfigError("Groups do not fit.", where="norm_num_groups", got=str(groups), expected=fits)
+        self.scale_shift = choose("resnet_time_scale_shift", level.resnet_time_scale_shift, {"default": False, "scale_shift": True})
+        self.output_scale_factor = level.resnet_out_scale_factor
+        self.norm1 = nn.GroupNorm(groups, channels_in, eps)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        shifts = channels * (2 if self.scale_shift else 1)
+        self.time_emb_proj = nn.Linear(level.temb_channels, shifts) if level.temb_channels else None
+        self.norm2 = nn.GroupNorm(groups, channels, eps)
+        self.dropout = nn.Dropout(level.dropout)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.act = activation(level.act_fn)
+        self.time_act = nn.Identity() if level.resnet_skip_time_act else self.act
+        self.resample = Resample2D(channels_in, resample, use_conv=False) if resample else None
+        self.conv_shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else None
 
     def forward(self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """`size` is that of the output, where an enlarging block does not double the input's."""
         h = self.act(self.norm1(x))
         if self.resample is not None:
-            sized = {} if size is None else {"size": size}
-            x, h = self.resample(x, **sized), self.resample(h, **sized)  # (B, C, 2H, 2W) or (B, C, H/2, W/2)
+            x, h = self.resample(x, size), self.resample(h, size)  # (B, C, 2H, 2W) or (B, C, H/2, W/2)
         h = self.conv1(h)  # (B, C_out, H, W)
-        if self.time_emb_proj is None or temb is None:
+        if self.time_emb_proj is None:
             h = self.norm2(h)
         else:
             shift = self.time_emb_proj(self.time_act(temb))[:, :, None, None]  # (B, C_out or 2 C_out, 1, 1)
