@@ -199,7 +199,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     weights, config = folder / f"{X}.safetensors", folder / "config.json"
     content = weights.read_bytes()
     weights.write_bytes(content[:-4])
-    refused("not fully covered")
+    refused("wrong length")
     weights.write_bytes(b"\0" * 5)
     refused("safetensors")
     weights.write_bytes(content)

@@ -581,6 +581,16 @@ def test_a_network_in_the_names_of_the_folder_layout(tiny_sd: Path) -> None:
             assert same(load_single_file(cls, path, **config), cls.from_pretrained(tiny_sd, subfolder=name))
 
 
+def test_how_a_file_is_read(tmp_path: Path) -> None:
+    tensors, counted = original_file(tmp_path / "in.safetensors", "v1"), []
+    path, mapped = tmp_path / "in.safetensors", load_single_file(AutoencoderKL, tmp_path / "in.safetensors", dtype="auto")
+    read = load_single_file(AutoencoderKL, path, dtype="auto", disable_mmap=True, progress=counted.append)
+    assert same(read, mapped)
+    assert sum(counted) == sum(t.nbytes for n, t in tensors.items() if n.startswith("first_stage_model."))
+    empty = load_single_file(StableDiffusionPipeline, path, device="meta")
+    assert all(p.is_meta for module in networks(empty).values() for p in module.parameters())
+
+
 def test_averaged_weights(tmp_path: Path) -> None:
     tensors = original_file(tmp_path / "in.safetensors", "v1")
     prefix = "model.diffusion_model."

@@ -200,7 +200,7 @@ def inspect_checkpoint(
     shown = str(dtype).removeprefix("torch.") if cast else "the stored dtype"
     needed = sum(sizes.get(name, 0) for name in plan.files)
     return Inspection(
-        str(source), found.commit, str(index.class_name), tuple(parts), needed, shown, height, width, _memory(parts), plan.notes
+        str(source), found.commit or None, str(index.class_name), tuple(parts), needed, shown, height, width, _memory(parts), plan.notes
     )
 
 
