@@ -139,8 +139,7 @@ def inspect(
         table.add_column(name, no_wrap=True, overflow="ignore")
     for row in found.rows():
         table.add_row(*row)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(title, table, "\n".join(notes), sep="\n", crop=False)
+    Console(highlight=False, width=150).print(title, table, "\n".join(notes), sep="\n")  # of its own width, whatever the terminal's
 
 
 @app.command()

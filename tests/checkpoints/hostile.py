@@ -1,6 +1,7 @@
 """A corpus of damaged and hostile checkpoints: what is done to a good one, and what has to happen when it is loaded.
 
-`GROUPS` holds the cases; `CONTROLS` are loaders that misbehave, for the harness in test_hostile.py to catch. Each case gets a copy of its own, in an
+`GROUPS` holds the cases; `CONTROLS` are loaders that misbehave,
+for the harness in test_hostile.py to catch. Each case gets a copy of its own, in an
 area with a folder `outside` that nothing may read. A payload that runs creates the sentinel.
 """
 
@@ -287,6 +288,10 @@ def beside(sentinel: Path, name: str, content: bytes | str) -> str:
     return str(path)
 
 
+def local_hub(sentinel: Path) -> str:
+    return str(Path(beside(sentinel, "hub/hubconf.py", opening(sentinel))).parent)
+
+
 def opening(sentinel: Path) -> str:
     return f"open({str(sentinel)!r}, 'w').close()"
 
@@ -311,7 +316,9 @@ PAYLOADS: dict[str, Callable[[Path], bytes]] = {  # each leaves one object on th
     "methodcaller": lambda s: body(Call(operator.methodcaller("touch"), s)),
     "attrgetter of import_module": lambda s: body(Call(Call(operator.attrgetter("system"), Call(importlib.import_module, "os")), touch(s))),
     "getattr of import_module": lambda s: body(Call(Call(getattr, Call(importlib.import_module, "os"), "system"), touch(s))),
-    "attrgetter from a module that is allowed": lambda s: body(Call(Call(operator.attrgetter("os.system"), Call(importlib.import_module, "torch.serialization")), touch(s))),
+    "attrgetter from a module that is allowed": lambda s: body(
+        Call(Call(operator.attrgetter("os.system"), Call(importlib.import_module, "torch.serialization")), touch(s))
+    ),
     "__import__": lambda s: body(Call(Call(getattr, Call(__import__, "os"), "system"), touch(s))),
     "run_path": lambda s: body(Call(runpy.run_path, beside(s, "evil.py", opening(s)))),
     "Path.touch": lambda s: body(Call(Path.touch, s)),
@@ -322,7 +329,7 @@ PAYLOADS: dict[str, Callable[[Path], bytes]] = {  # each leaves one object on th
     "torch.load": lambda s: body(Call(functools.partial(lazily("torch", "load"), beside(s, "evil.pt", program(s)), weights_only=False))),
     "torch.storage._load_from_bytes": lambda s: body(Call(lazily("torch.storage", "_load_from_bytes"), program(s))),
     "torch.hub.load": lambda s: body(
-        Call(functools.partial(lazily("torch.hub", "load"), str(Path(beside(s, "hub/hubconf.py", opening(s))).parent), "evil", source="local", trust_repo=True))
+        Call(functools.partial(lazily("torch.hub", "load"), local_hub(s), "evil", source="local", trust_repo=True))
     ),
     "torch.utils.collect_env.run": lambda s: body(Call(lazily("torch.utils.collect_env", "run"), touch(s))),
     "torch.jit execWrapper": lambda s: body(Call(lazily("torch.jit.unsupported_tensor_ops", "execWrapper"), opening(s), {}, {})),
@@ -332,7 +339,9 @@ PAYLOADS: dict[str, Callable[[Path], bytes]] = {  # each leaves one object on th
     "timeit": lambda s: body(Call(lazily("timeit", "timeit"), opening(s), "pass", time.perf_counter, 1)),
     "code.interact": lambda s: body(Call(Call(getattr, Call(lazily("code", "InteractiveInterpreter")), "runsource"), opening(s))),
     "protocol 4": lambda s: b"\x8c\x02os\x8c\x06system\x93" + body((touch(s),)) + b"R",
-    "protocol 4, by way of a module that is allowed": lambda s: b"\x80\x04\x8c\x13torch.serialization\x8c\x09os.system\x93" + body((touch(s),)) + b"R",
+    "protocol 4, by way of a module that is allowed": lambda s: (
+        b"\x80\x04\x8c\x13torch.serialization\x8c\x09os.system\x93" + body((touch(s),)) + b"R"
+    ),
     "the opcode INST": lambda s: b"(" + body(touch(s)) + b"ios\nsystem\n",
     "the opcode OBJ": lambda s: b"(cos\nsystem\n" + body(touch(s)) + b"o",
     "hidden in a tensor's hooks": lambda s: b"(" + named("os", "system", touch(s)) + b"l",
@@ -362,7 +371,9 @@ QUIET = {  # nothing runs, but no reader may follow: (opcodes that leave one obj
     "a frame of 2^62": b"\x95" + struct.pack("<Q", 2**62) + b"N",
     "a memo entry of 2^31": b"Nr\xff\xff\xff\x7f",
     "lists that double": b"]q\0" + b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60)),
-    "texts that double": body("x" * 100) + b"q\0" + b"".join(b"c_operator\nadd\nh" + bytes([i]) + b"h" + bytes([i]) + b"\x86Rq" + bytes([i + 1]) for i in range(60)),
+    "texts that double": body("x" * 100)
+    + b"q\0"
+    + b"".join(b"c_operator\nadd\nh" + bytes([i]) + b"h" + bytes([i]) + b"\x86Rq" + bytes([i + 1]) for i in range(60)),
     "10^6 lists in each other": b"]" * 10**6 + b"a" * (10**6 - 1),
     "tuples 10^6 deep": b")" + b"\x85" * 10**6,
     "numbers behind the end": b"h\xff",
@@ -415,6 +426,12 @@ def pickled(
             (folder / source).unlink()
 
     return damage
+
+
+def all_pickled(folder: Path, sentinel: Path) -> None:
+    """`.bin` weights beside the safetensors ones of every component."""
+    for name in (BIN, VAE.replace(".safetensors", ".bin"), TEXT_BIN):
+        pickled(name, keep=True)(folder, sentinel)
 
 
 def members(path: Path) -> list[tuple[Any, ...]]:
@@ -906,10 +923,14 @@ def naming(shard: Any) -> Callable[[dict[str, Any]], None]:
 SECOND = f"{STEM}-00002-of-00002.safetensors"
 AN_INDEX = ("unet", "index.json")
 ODD_SHARDS = {
-    "above the folder": f"../{SECOND}", "of another component": f"../vae/{STEM}.safetensors", "above, by a detour": f"x/../../{SECOND}", "with a backslash": f"..\\{SECOND}",
-    "with a drive": f"C:{SECOND}", "of Windows": f"C:\\{SECOND}", "on a server of Windows": f"\\\\host\\{SECOND}", "as an address": f"https://example.com/{SECOND}",
-    "in a subfolder": f"sub/{SECOND}", "that is empty": "", "that is a dot": ".", "that is two dots": "..", "with a zero byte": f"{SECOND}\0", "with a new line": f"{SECOND}\n",
-    "with a star": "*.safetensors", "that is the configuration": "config.json", "that is a pickle": "x.bin", "of 100000 characters": "x" * 100_000, "from home": f"~/{SECOND}",
+    "above the folder": f"../{SECOND}", "of another component": f"../vae/{STEM}.safetensors", "above, by a detour": f"x/../../{SECOND}",
+    "with a backslash": f"..\\{SECOND}",
+    "with a drive": f"C:{SECOND}", "of Windows": f"C:\\{SECOND}", "on a server of Windows": f"\\\\host\\{SECOND}",
+    "as an address": f"https://example.com/{SECOND}",
+    "in a subfolder": f"sub/{SECOND}", "that is empty": "", "that is a dot": ".", "that is two dots": "..",
+    "with a zero byte": f"{SECOND}\0", "with a new line": f"{SECOND}\n",
+    "with a star": "*.safetensors", "that is the configuration": "config.json", "that is a pickle": "x.bin",
+    "of 100000 characters": "x" * 100_000, "from home": f"~/{SECOND}",
 }  # fmt: skip
 SHARDS = [
     load("two shards", sharded(), step=True),
@@ -1012,19 +1033,29 @@ SHARDS = [
 # C: model_index.json
 
 LIBRARIES = (
-    ("os", "system"), ("posix", "system"), ("subprocess", "Popen"), ("builtins", "eval"), ("builtins", "exec"), ("sys", "exit"), ("importlib", "import_module"),
-    ("torch", "load"), ("torch", "Tensor"), ("torch.nn", "Linear"), ("torch.hub", "load"), ("http.server", "HTTPServer"), ("wsgiref.simple_server", "WSGIServer"),
-    ("../x", "Evil"), ("a.b.c", "Evil"), ("evil", "Evil"), (".", "Evil"), ("", "Evil"), ("__main__", "Evil"), ("unet/evil", "Evil"), ("transformers.utils", "logging"),
-    ("transformers.pipelines", "pipeline"), ("darkroom.cli", "main"), ("darkroom.checkpoints.save", "save_model"), ("diffusers.utils", "logging"), ("numpy", "load"),
+    ("os", "system"), ("posix", "system"), ("subprocess", "Popen"), ("builtins", "eval"), ("builtins", "exec"), ("sys", "exit"),
+    ("importlib", "import_module"),
+    ("torch", "load"), ("torch", "Tensor"), ("torch.nn", "Linear"), ("torch.hub", "load"), ("http.server", "HTTPServer"),
+    ("wsgiref.simple_server", "WSGIServer"),
+    ("../x", "Evil"), ("a.b.c", "Evil"), ("evil", "Evil"), (".", "Evil"), ("", "Evil"), ("__main__", "Evil"), ("unet/evil", "Evil"),
+    ("transformers.utils", "logging"),
+    ("transformers.pipelines", "pipeline"), ("darkroom.cli", "main"), ("darkroom.checkpoints.save", "save_model"),
+    ("diffusers.utils", "logging"), ("numpy", "load"),
     ("onnxruntime.training", "ORTModule"), ("pathlib", "Path"), ("x" * 10_000, "Evil"), ("evil\0", "Evil"), ("evil\n", "Evil"),
 )  # fmt: skip
 CLASSES = (
-    ("transformers", "system"), ("transformers", "eval"), ("transformers", "pipeline"), ("transformers", "AutoModel"), ("transformers", "AutoTokenizer"),
-    ("transformers", "PreTrainedModel"), ("transformers", "Trainer"), ("transformers", "TrainingArguments"), ("transformers", "CLIPConfig"), ("transformers", "torch"),
-    ("transformers", "__init__"), ("transformers", "__dict__"), ("transformers", "utils.logging"), ("transformers", ""), ("transformers", "CLIPTokenizer"),
-    ("transformers", "CLIPTextModel"), ("diffusers", "system"), ("diffusers", "eval"), ("diffusers", "torch"), ("diffusers", "DiffusionPipeline"),
-    ("diffusers", "StableDiffusionPipeline"), ("diffusers", "AutoModel"), ("diffusers", "AutoPipelineForText2Image"), ("diffusers", "NoSuchModel"), ("diffusers", "__class__"),
-    ("diffusers", "DDIMScheduler"), ("diffusers", "AutoencoderKL"), ("diffusers", "X" * 100_000), ("darkroom", "CheckpointError"), ("stable_diffusion", "Evil"),
+    ("transformers", "system"), ("transformers", "eval"), ("transformers", "pipeline"), ("transformers", "AutoModel"),
+    ("transformers", "AutoTokenizer"),
+    ("transformers", "PreTrainedModel"), ("transformers", "Trainer"), ("transformers", "TrainingArguments"),
+    ("transformers", "CLIPConfig"), ("transformers", "torch"),
+    ("transformers", "__init__"), ("transformers", "__dict__"), ("transformers", "utils.logging"), ("transformers", ""),
+    ("transformers", "CLIPTokenizer"),
+    ("transformers", "CLIPTextModel"), ("diffusers", "system"), ("diffusers", "eval"), ("diffusers", "torch"),
+    ("diffusers", "DiffusionPipeline"),
+    ("diffusers", "StableDiffusionPipeline"), ("diffusers", "AutoModel"), ("diffusers", "AutoPipelineForText2Image"),
+    ("diffusers", "NoSuchModel"), ("diffusers", "__class__"),
+    ("diffusers", "DDIMScheduler"), ("diffusers", "AutoencoderKL"), ("diffusers", "X" * 100_000), ("darkroom", "CheckpointError"),
+    ("stable_diffusion", "Evil"),
 )  # fmt: skip
 NAMES = ("../x", "a/b", "/etc", "..", ".", "__class__", "__init__", "__dict__", "", "x" * 1000, "a\0b", "a\nb", "a\\b", "C:x", " ", "1st")
 PAIR = ["diffusers", "UNet2DConditionModel"]
@@ -1190,7 +1221,8 @@ TEXTS = ("evil", "os.system", "__import__", "", 5, [], {}, ["silu"])
 UNET_VALUES = {
     "in_channels": NUMBERS,
     "out_channels": (-4, 0, 10**9, "x", NAN),
-    "block_out_channels": ([], [-16, 32], [0, 0], [16.5, 32], ["16", "32"], [NAN, 32], [10**9, 32], [INFINITY, 32], [16] * 10**6, 16, "16", None, [[16], [32]], [16], [32, 16]),
+    "block_out_channels": ([], [-16, 32], [0, 0], [16.5, 32], ["16", "32"], [NAN, 32], [10**9, 32], [INFINITY, 32],
+        [16] * 10**6, 16, "16", None, [[16], [32]], [16], [32, 16]),
     "layers_per_block": (-1, 0, 10**7, 10**12, "x", NAN, [1], [10**7, 1], 1.5),
     "down_block_types": ([], ["evil", "evil"], ["os.system"] * 2, "CrossAttnDownBlock2D", [5, 5], None, ["DownBlock2D"] * 10**5, ["DownBlock2D"]),
     "up_block_types": (["evil", "evil"], [], None),
@@ -1370,7 +1402,7 @@ SCHEDULERS = [
     either("_use_default_values is a number", edit(SCHEDULER, _use_default_values=5)),
     either("_use_default_values holds lists", edit(SCHEDULER, _use_default_values=[[1]])),
     *(
-        load(f"the index says {c}", edit(INDEX, scheduler=["diffusers", c]), step=True)
+        load(f"the index says {c}", both(edit(INDEX, scheduler=["diffusers", c]), edit(SCHEDULER, skip_prk_steps=True)), step=True)
         for c in ("EulerDiscreteScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
     ),
     load(
@@ -1410,7 +1442,10 @@ def old(damage: Damage) -> Damage:
     return both(OLD, damage)
 
 
-JINJA = "{% for c in ''.__class__.__mro__[1].__subclasses__() %}{% if 'wrap_close' in c.__name__ %}{{ c.__init__.__globals__['system']('touch SENTINEL') }}{% endif %}{% endfor %}"
+JINJA = (
+    "{% for c in ''.__class__.__mro__[1].__subclasses__() %}{% if 'wrap_close' in c.__name__ %}"
+    "{{ c.__init__.__globals__['system']('touch SENTINEL') }}{% endif %}{% endfor %}"
+)
 
 
 def jinja(*names: str) -> Damage:
@@ -1476,8 +1511,8 @@ TOKENIZERS = [
             "binary": b"\xff\xfe\0" * 1000,
         }.items()
     ),
-    refuse("tokenizer.json is a pipe", special(TOK, os.mkfifo), "tokenizer"),
-    refuse("tokenizer.json is /dev/zero", special(TOK, SPECIAL["a link to /dev/zero"]), "tokenizer"),
+    either("tokenizer.json is a pipe", special(TOK, os.mkfifo)),
+    either("tokenizer.json is /dev/zero", special(TOK, SPECIAL["a link to /dev/zero"])),
     refuse("tokenizer.json of 2 GB", of_length(TOK, 2**31), "tokenizer"),
     refuse("tokenizer.json with a model that is none", edit(TOK, model={"type": "Evil", "vocab": {}}), "tokenizer"),
     refuse("tokenizer.json without a model", edit(TOK, without=["model"]), "tokenizer"),
@@ -1493,8 +1528,8 @@ TOKENIZERS = [
             "a page": HTML,
         }.items()
     ),
-    refuse("tokenizer_config.json is a pipe", special(TOK_CONFIG, os.mkfifo), "tokenizer"),
-    refuse("tokenizer_config.json is /dev/zero", special(TOK_CONFIG, SPECIAL["a link to /dev/zero"]), "tokenizer"),
+    either("tokenizer_config.json is a pipe", special(TOK_CONFIG, os.mkfifo)),
+    either("tokenizer_config.json is /dev/zero", special(TOK_CONFIG, SPECIAL["a link to /dev/zero"])),
     refuse("no files at all", both(drop("tokenizer"), lambda f, s: (f / "tokenizer").mkdir()), "tokenizer"),
     refuse("the tokenizer's folder is missing", drop("tokenizer"), "tokenizer"),
     *(
@@ -1715,23 +1750,20 @@ PICKLES = [
     refuse("a .bin alone, by the environment", pickled(), "unet", env={"DARKROOM_SAFETENSORS_ONLY": "1"}),
     refuse(
         "a .bin asked for, by the environment",
-        pickled(keep=True),
-        "unet",
+        all_pickled,
+        "DARKROOM_SAFETENSORS_ONLY",
         options={"use_safetensors": False},
         env={"DARKROOM_SAFETENSORS_ONLY": "1"},
     ),
     refuse("a .bin of the text encoder, asked for safetensors", pickled(TEXT_BIN), "text_encoder", options={"use_safetensors": True}),
     refuse("a .bin of the text encoder, by the environment", pickled(TEXT_BIN), "text_encoder", env={"DARKROOM_SAFETENSORS_ONLY": "1"}),
-    refuse("a payload that was asked for", payload(BIN, "os.system", keep=True), *IN_BIN, options={"use_safetensors": False}),
+    refuse(
+        "a payload that was asked for", both(all_pickled, payload(BIN, "os.system", keep=True)), *IN_BIN, options={"use_safetensors": False}
+    ),
     refuse(
         "a payload in a variant",
-        both(
-            copy(UNET, f"unet/{STEM}.fp16.safetensors"),
-            payload(BIN, "os.system", keep=True),
-            move(BIN, f"unet/{STEM}.fp16.bin"),
-            drop(f"unet/{STEM}.fp16.safetensors"),
-        ),
-        "unet",
+        both(all_pickled, payload(BIN, "os.system", keep=True), move(BIN, f"unet/{STEM}.fp16.bin")),
+        *of_file(f"unet/{STEM}.fp16.bin"),
         options={"variant": "fp16", "use_safetensors": False},
     ),
     load(
@@ -1757,7 +1789,7 @@ PICKLES = [
     load("a .bin of the text encoder alone", pickled(TEXT_BIN), warns="pickle", step=True),
     load("a .bin under state_dict", pickled(to=lambda s: {"state_dict": s}), warns="pickle"),
     load("a .bin with an extra tensor", pickled(to=lambda s: {**s, "stray": s["conv_in.weight"].clone()}), warns="stray"),
-    load("a .bin asked for", pickled(keep=True), options={"use_safetensors": False}, warns="pickle", cls="DiffusionPipeline", same=False),
+    load("a .bin asked for", all_pickled, options={"use_safetensors": False}, warns="pickle", step=True),
     load("a .bin of half precision", pickled(to=as_float16), same=False, warns="pickle"),
     either("a .bin in the older format", pickled(zip_file=False)),
     either("safetensors called .bin", move(UNET, BIN)),
@@ -1769,16 +1801,23 @@ PICKLES = [
 
 STRICT = {"follow_links": False}
 ODD_FOLDERS = (
-    "with spaces", "Größe", "模型", "[brackets]", "{braces}", "{0}", "100%s", "%(name)s", "star*", "question?", "it's", 'quo"te', "-rf", "--help", "n" * 200, "a.b.c", "x.safetensors", "#hash", "$HOME",
-    "~", "new\nline", "tab\t", "back\\slash", ".hidden", "model.tmp-0123abcd", "semi;colon", "&amp", "(1)", "\u202egnp", "+", "=", "@main", "a--b", "...", "unet.fp16",
+    "with spaces", "Größe", "模型", "[brackets]", "{braces}", "{0}", "100%s", "%(name)s", "star*", "question?", "it's", 'quo"te', "-rf",
+    "--help", "n" * 200, "a.b.c", "x.safetensors", "#hash", "$HOME",
+    "~", "new\nline", "tab\t", "back\\slash", ".hidden", "model.tmp-0123abcd", "semi;colon", "&amp", "(1)", "\u202egnp", "+", "=", "@main",
+    "a--b", "...", "unet.fp16",
 )  # fmt: skip
 STRAY = (
-    "None.py", "__init__.py", "unet.py", "torch.py", "diffusers.py", "pipeline.py", "StableDiffusionPipeline.py", "sitecustomize.py", "conftest.py", "setup.py", "unet/__init__.py", "unet/unet.py",
-    "unet/UNet2DConditionModel.py", "unet/diffusers.py", "scheduler/scheduler.py", "tokenizer/CLIPTokenizer.py", "tokenizer/transformers.py", "text_encoder/modeling_clip.py", "hubconf.py",
+    "None.py", "__init__.py", "unet.py", "torch.py", "diffusers.py", "pipeline.py", "StableDiffusionPipeline.py", "sitecustomize.py",
+    "conftest.py", "setup.py", "unet/__init__.py", "unet/unet.py",
+    "unet/UNet2DConditionModel.py", "unet/diffusers.py", "scheduler/scheduler.py", "tokenizer/CLIPTokenizer.py",
+    "tokenizer/transformers.py", "text_encoder/modeling_clip.py", "hubconf.py",
 )  # fmt: skip
-HIDDEN = (".DS_Store", "._model_index.json", "unet/._config.json", f"unet/._{STEM}.safetensors", "unet/.DS_Store", "Thumbs.db", "desktop.ini", ".gitattributes", ".git/config", "unet/config.json~",
-    f"unet/{STEM} (1).safetensors", f"unet/{STEM}.safetensors.incomplete", "unet/.ipynb_checkpoints/config-checkpoint.json", ".cache/huggingface/x.lock", "text_encoder/._model.safetensors",
-    "unet/notes.txt", "tokenizer/.DS_Store", "scheduler/._scheduler_config.json", "unet/x.safetensors", "lora.safetensors", "v1-5-pruned.ckpt", "text_encoder/flax_model.msgpack")  # fmt: skip
+HIDDEN = (".DS_Store", "._model_index.json", "unet/._config.json", f"unet/._{STEM}.safetensors", "unet/.DS_Store", "Thumbs.db", "desktop.ini",
+    ".gitattributes", ".git/config", "unet/config.json~",
+    f"unet/{STEM} (1).safetensors", f"unet/{STEM}.safetensors.incomplete", "unet/.ipynb_checkpoints/config-checkpoint.json",
+    ".cache/huggingface/x.lock", "text_encoder/._model.safetensors",
+    "unet/notes.txt", "tokenizer/.DS_Store", "scheduler/._scheduler_config.json", "unet/x.safetensors", "lora.safetensors",
+    "v1-5-pruned.ckpt", "text_encoder/flax_model.msgpack")  # fmt: skip
 
 
 def read_only(folder: Path, sentinel: Path) -> None:
@@ -1897,7 +1936,6 @@ ARGUMENTS = [
     *(
         refuse(f"subfolder={v[:20]!r}", copy("unet", "../outside/unet"), options={"subfolder": v}, cls="UNet2DConditionModel")
         for v in (
-            "..",
             "../outside/unet",
             "unet/../../outside/unet",
             "/etc",
@@ -1940,7 +1978,6 @@ ARGUMENTS = [
             " ",
             "~",
             ".",
-            "..",
             "-",
             "%00",
             "org/na me",
@@ -1958,6 +1995,7 @@ ARGUMENTS = [
     refuse("source is a pipe", special("pipe", os.mkfifo), source=lambda folder: str(folder / "pipe")),
     refuse("source is a component", nothing, INDEX, source=lambda folder: str(folder / "unet")),
     refuse("source is below a file", nothing, source=lambda folder: str(folder / INDEX / "x")),
+    refuse("source='..'", nothing, source=lambda folder: "..", outside=True),
     load("source='.'", nothing, source=lambda folder: ".", inside=True),
     load("source is a Path", nothing, source=lambda folder: folder, step=True),
     load("source ends with a slash", nothing, source=lambda folder: f"{folder}/"),

@@ -1,4 +1,6 @@
-"""Every checkpoint of the corpus loads or is refused as it has to be, and nothing else happens: no code, no traces, no secrets, bounded time and memory.
+"""Every checkpoint of the corpus loads or is refused as it has to be, and nothing else happens.
+
+That is: no code, no traces, no secrets in messages, bounded time and memory.
 
 A process per group loads the library once and forks for every case. The fork has a limit of memory and a deadline; hooks of Python and of the kernel
 tell what it did. By hand: python tests/checkpoints/test_hostile.py GROUP [PART OF A NAME].
@@ -259,10 +261,10 @@ def run(case: Case, bases: dict[str, Path], good: dict[str, Any], area: Path) ->
 
 def serve(group: str, bases: Path, home: Path, part: str = "") -> dict[str, Any]:
     """Run the cases of a group; what they came to, by name."""
-    import darkroom
     import torch
     import transformers
     from tqdm import tqdm
+    import darkroom
 
     tqdm.monitor_interval = 0  # no thread of its own: a fork has but one
     torch.set_num_threads(1)
@@ -280,12 +282,11 @@ def serve(group: str, bases: Path, home: Path, part: str = "") -> dict[str, Any]
 def start(group: str, bases: Path, home: Path, part: str = "") -> dict[str, Any]:
     """`serve` in a process whose environment leads to no user's files and no hub."""
     root = Path(__file__).parents[2]
-    path = os.environ.get("DARKROOM_SOURCE", str(root / "src"))
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "DARKROOM_", "COVERAGE", "PYTEST"))},
         **dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE", "HF_HUB_DISABLE_TELEMETRY"), "1"),
         **{"HF_TOKEN": TOKEN, "HF_HOME": str(home / "hf"), "HOME": str(home / "home"), "TOKENIZERS_PARALLELISM": "false"},
-        **{"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": f"{path}:{root / 'tests'}"},
+        **{"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": f"{root / 'src'}:{root / 'tests'}"},
     }
     home.mkdir(parents=True, exist_ok=True)
     (home / "home").mkdir(exist_ok=True)
@@ -323,21 +324,26 @@ def test_names_are_unique() -> None:
         assert len({case.name for case in cases}) == len(cases), group
 
 
+def by_hand(groups: str, part: str = "") -> None:
+    from families import tiny
+
+    with tempfile.TemporaryDirectory() as work:
+        tiny.sd(Path(work, "sd"))
+        tiny.ddpm(Path(work, "ddpm"))
+        for group in groups.split(",") if groups != "all" else GROUPS:
+            found = start(group, Path(work), Path(work, group), part)
+            wrong = {name: result["faults"] for name, result in found.items() if result["faults"]}
+            most = {key: max(result[key] for result in found.values()) for key in ("seconds", "memory")}
+            print(
+                f"{group}: {len(wrong)} of {len(found)} wrong; at most {most['seconds']:.1f} s, {most['memory'] / 1e6:.0f} MB", flush=True
+            )
+            for name, faults in wrong.items():
+                print(f"  {name}\n      " + "\n      ".join(fault.replace("\n", "\n      ") for fault in faults))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        Path(sys.argv[3 + 1], "results.json").write_text(json.dumps(serve(sys.argv[2], *map(Path, sys.argv[3:5]), *sys.argv[5:])))
+        group, bases_folder, home, part = sys.argv[2:]
+        Path(home, "results.json").write_text(json.dumps(serve(group, Path(bases_folder), Path(home), part)))
     else:
-        from families import tiny
-
-        with tempfile.TemporaryDirectory() as work:
-            places = Path(os.environ.get("BASES", work))
-            if not (places / "sd").exists():
-                tiny.sd(places / "sd"), tiny.ddpm(places / "ddpm")
-            for group in sys.argv[1].split(","):
-                found = start(group, places, Path(work) / group, *sys.argv[2:])
-                wrong = {name: r["faults"] for name, r in found.items() if r["faults"]}
-                print(
-                    f"{group}: {len(wrong)} of {len(found)} wrong; slowest {max(r['seconds'] for r in found.values()):.1f} s, largest {max(r['memory'] for r in found.values()) / 1e6:.0f} MB"
-                )
-                for name, faults in wrong.items():
-                    print(f"  {name}\n      " + "\n      ".join(f.replace("\n", "\n      ") for f in faults))
+        by_hand(*sys.argv[1:])

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 import huggingface_hub
@@ -42,30 +41,9 @@ WEIGHTS = hashlib.sha256(BIG).hexdigest()
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub with the repository org/model, which is this process's hub; short waits."""
-    with HubServer() as server:
-        server.add("org/model", FILES)
-        settings = {
-            "ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}", "HF_HUB_OFFLINE": False,
-            "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_TOKEN_PATH": str(tmp_path / "token"), "HF_HUB_DISABLE_XET": True,
-            "AGENT_HARNESSES_PATH": str(tmp_path / "none"), "HF_STORED_TOKENS_PATH": str(tmp_path / "tokens"),
-        }  # fmt: skip
-        for name, value in settings.items():
-            monkeypatch.setattr(constants, name, value)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(remote, "WAITS", (0.01,) * 5)
-        yield server
-        huggingface_hub.utils.close_session() if hasattr(huggingface_hub.utils, "close_session") else None
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, lambda *a: pytest.fail("a connection"))
-    for name in ("getaddrinfo", "create_connection", "gethostbyname"):
-        monkeypatch.setattr(socket, name, lambda *a, **k: pytest.fail("a connection"))
+def hub(hub: HubServer) -> HubServer:
+    hub.add("org/model", FILES)
+    return hub
 
 
 def files(root: Path) -> list[str]:

@@ -28,7 +28,7 @@ from darkroom import (
 from darkroom.assets.clip import END, clip_tokenizer, merges, vocabulary
 from darkroom.checkpoints.layouts import FAMILIES, NAMES
 from darkroom.checkpoints.single_file import load_single_file, load_text_encoders, open_single_file, save_single_file
-from darkroom.errors import CheckpointError, ConfigError, DarkroomError, InputError
+from darkroom.errors import CheckpointError, DarkroomError, InputError
 
 # ---- the published networks, by their config.json
 
@@ -477,6 +477,7 @@ V, EPS = "v_prediction", "epsilon"
     ("kind", "metadata", "options", "expected"),
     [
         ("v1", {}, {}, EPS),
+        ("v1", {"modelspec.prediction_type": "of another kind"}, {}, EPS),
         ("v2", {}, {}, V),
         ("v2", {"global_step": "875000"}, {}, EPS),
         ("v2", {"global_step": "220000"}, {}, EPS),
@@ -718,19 +719,24 @@ def test_missing_and_misshapen_tensors(tmp_path: Path) -> None:
 def test_numbers_out_of_all_proportion(tmp_path: Path) -> None:
     """Empty tensors may have any shape, and a header any number of them: neither costs memory or time."""
     unet = "model.diffusion_model."
-    huge = {f"{unet}input_blocks.0.0.weight": ((10**9, 10**9, 0, 3), "F16"), f"{unet}input_blocks.1.0.in_layers.2.weight": ((10**12, 0), "F16"),
+    huge = {f"{unet}input_blocks.0.0.weight": ((10**8, 10**6, 0, 3), "F16"), f"{unet}input_blocks.1.0.in_layers.2.weight": ((10**12, 0), "F16"),
             f"{unet}out.2.weight": ((10**12, 0), "F16")}  # fmt: skip
-    deep = {f"{unet}input_blocks.{i}.0.in_layers.2.weight": ((32, 0), "F16") for i in range(200_000)}
+    deep = {f"{unet}input_blocks.{i}.0.in_layers.2.weight": ((32, 0), "F16") for i in range(50_000)}
     deep |= {f"{unet}input_blocks.0.0.weight": ((32, 4, 3, 3), "F16"), f"{unet}out.2.weight": ((4, 32, 3, 3), "F16")}
-    layers = {f"cond_stage_model.model.transformer.resblocks.{i}.mlp.c_fc.weight": ((64, 0), "F16") for i in range(100_000)}
+    layers = {f"cond_stage_model.model.transformer.resblocks.{i}.mlp.c_fc.weight": ((64, 0), "F16") for i in range(50_000)}
     layers |= {
         "cond_stage_model.model.token_embedding.weight": ((9, 64), "F16"),
         "cond_stage_model.model.positional_embedding": ((9, 64), "F16"),
     }
-    for sizes in (huge, deep, layers):
+    long = {
+        "cond_stage_model.model.token_embedding.weight": ((9, 0), "F16"),
+        "cond_stage_model.model.positional_embedding": ((10**12, 0), "F16"),
+    }
+    long |= {"cond_stage_model.model.transformer.resblocks.0.mlp.c_fc.weight": ((64, 0), "F16")}
+    for sizes in (huge, deep, layers, long):
         path = sparse(tmp_path / "hostile.safetensors", sizes)
         for load in (load_text_encoders, lambda path: load_single_file(UNet2DConditionModel, path)):
-            with pytest.raises(CheckpointError):
+            with pytest.raises(CheckpointError, match=r"hostile\.safetensors"):
                 load(path)
 
 
@@ -743,14 +749,13 @@ def test_numbers_out_of_all_proportion(tmp_path: Path) -> None:
         {"darkroom.unet": json.dumps({"act_fn": "os.system"})},
         {"darkroom.unet": json.dumps({"time_embedding_dim": 10**9})},
         {"darkroom.unet": json.dumps({"norm_num_groups": "many"})},
-        {"modelspec.prediction_type": "x" * 5000},
     ],
 )
 def test_metadata_are_checked(metadata: dict[str, str], tmp_path: Path) -> None:
     original_file(tmp_path / "in.safetensors", "v1", **metadata)
-    with pytest.raises(DarkroomError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         load_single_file(UNet2DConditionModel, tmp_path / "in.safetensors")
-    assert isinstance(caught.value, (CheckpointError, ConfigError, InputError))
+    assert "in.safetensors" in str(caught.value)
     assert len(str(caught.value)) < 2000
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
+from ..errors import ConfigError
 from .layouts import ANCHORS, EULER, FAMILIES, SCHEDULE, TEXTS, TextPlace, count, parents
 
 __all__ = ["Shapes", "family_of", "original_options", "scheduler_config", "text_config", "unet_config", "vae_config"]
 
 Shapes = Mapping[str, tuple[int, ...]]  # original name, without the network's prefix -> shape
+LONGEST = 65536  # tokens of a text
 Told = tuple[dict[str, Any], dict[str, Any]]  # what the shapes tell, what the family adds
 
 
@@ -89,10 +91,13 @@ def text_config(shapes: Shapes, place: TextPlace) -> Told:
     tree, original = parents(shapes), place.names == "openclip"
     layer = ("transformer.resblocks", "mlp.c_fc") if original else ("encoder.layers", "mlp.fc1")
     vocabulary, width = shapes[ANCHORS[place.names]]
+    positions = shapes["positional_embedding" if original else "embeddings.position_embedding.weight"][0]
+    if positions > LONGEST:
+        raise ConfigError("A text encoder for texts of no such length.", where="positions", got=positions, expected=f"at most {LONGEST}")
     seen = {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "max_position_embeddings": shapes["positional_embedding" if original else "embeddings.position_embedding.weight"][0],
+        "max_position_embeddings": positions,
         "intermediate_size": shapes[f"{layer[0]}.0.{layer[1]}.weight"][0],
         "num_hidden_layers": min(count(tree, layer[0]), place.layers),
     }

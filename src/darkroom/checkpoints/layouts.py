@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from ..errors import CheckpointError
+from ..errors import ConfigError
 
 __all__ = [
     "ANCHORS", "CONVOLUTIONS", "EULER", "FAMILIES", "FUSED", "IGNORED", "MOST", "NAMES", "NETWORKS", "PLACES", "PUBLISHED_STEPS",
@@ -51,12 +51,12 @@ def parents(names: Iterable[str]) -> set[str]:
 
 
 def count(tree: set[str], module: str) -> int:
-    """How many children a module has that are numbered from 0 on. Raises CheckpointError if it is more than any network has."""
+    """How many children a module has that are numbered from 0 on. Raises ConfigError if it is more than any network has."""
     number = 0
     while f"{module}.{number}" in tree:
         number += 1
     if number > MOST:
-        raise CheckpointError("More blocks than a network of this kind has.", where=module, got=number, expected=f"at most {MOST}")
+        raise ConfigError("More blocks than a network of this kind has.", where=module, got=number, expected=f"at most {MOST}")
     return number
 
 

@@ -17,7 +17,7 @@ from . import inferred
 from .files import open_regular, parse_json, read_json
 from .index import component_class, quiet_transformers
 from .layouts import ANCHORS, FUSED, IGNORED, NAMES, NETWORKS, PLACES, PUBLISHED_STEPS, QUERY_KEY_VALUE, SEEMS, TEXTS, TextPlace
-from .models import skeleton
+from .models import component_errors, skeleton
 from .unpickling import run_pickle
 from .weights import Entry, Weights, load_weights
 
@@ -86,11 +86,11 @@ class SingleFile:
     def _prediction_type(self, given: str | None) -> str:
         self.guessed = False
         said = given or self.original["scheduler"].pop("prediction_type", None)
-        said = said or next((self.metadata[key] for key in _SPEAKERS if key in self.metadata), None)
-        if said is not None:
-            if said not in _PREDICTIONS:
-                raise InputError("Nothing that a network predicts.", where="prediction_type", got=said, expected="epsilon or v_prediction")
-            return _PREDICTIONS[said]
+        if said is not None and (not isinstance(said, str) or said not in _PREDICTIONS):
+            raise InputError("Nothing that a network predicts.", where="prediction_type", got=said, expected="epsilon or v_prediction")
+        for text in (said, *(self.metadata.get(key) for key in _SPEAKERS)):
+            if text in _PREDICTIONS:
+                return _PREDICTIONS[text]
         if "v_pred" in self.shapes:  # an empty tensor, by agreement
             return "v_prediction"
         if self.family != "v2" or self.channels in (5, 9):  # all depth and inpainting networks that were published predict the noise
@@ -155,7 +155,8 @@ class SingleFile:
     def _told(self, component: str) -> dict[str, Any]:
         """What `save_single_file` wrote of the configuration."""
         text = self.metadata.get(f"darkroom.{component}")
-        return {} if text is None else parse_json(text.encode(), f"{self.path}, metadata of {component}")
+        content = {} if text is None else parse_json(text.encode(), f"{self.path}, metadata of {component}")
+        return {key: value for key, value in content.items() if not key.startswith("_")}
 
     # ---- components
 
@@ -184,17 +185,18 @@ class SingleFile:
         foldered = not part and given is not None and any(n.startswith(("down_blocks.", "encoder.down_blocks.")) for n in self.shapes)
         if not part and not foldered:
             raise self.lacks(name)
-        with skeleton(self.weights, name, self.path):
-            if given is None:
-                infer = inferred.unet_config if component == "unet" else inferred.vae_config
-                seen, assumed = infer(self._shapes_of(part), self.family, self.prediction_type)
-                given = {**assumed, **self._told(component), **seen, **self.original[component]}
-            model = cls.from_config({**given, **changes})
-        if foldered:
-            self._fill(model, dict(zip(self.shapes, self.shapes)), {n: cls.rename_key(n) for n in self.shapes}, dtype, component)
-        else:
-            self._fill(model, part, NAMES[component](list(model.state_dict())), dtype, component)
-        return model.eval()
+        with component_errors(component, cls, self.path):
+            with skeleton(self.weights, name, self.path):
+                if given is None:
+                    infer = inferred.unet_config if component == "unet" else inferred.vae_config
+                    seen, assumed = infer(self._shapes_of(part), self.family, self.prediction_type)
+                    given = {**assumed, **self._told(component), **seen, **self.original[component]}
+                model = cls.from_config({**given, **changes})
+            if foldered:
+                self._fill(model, dict(zip(self.shapes, self.shapes)), {n: cls.rename_key(n) for n in self.shapes}, dtype, component)
+            else:
+                self._fill(model, part, NAMES[component](list(model.state_dict())), dtype, component)
+            return model.eval()
 
     def text_encoder(self, component: str, *, dtype: torch.dtype | None = torch.float32) -> Any:
         """`text_encoder` or `text_encoder_2` in eval mode. Raises CheckpointError if the file does not have it."""
@@ -204,18 +206,19 @@ class SingleFile:
             raise self.lacks(component)
         place = self.texts[component]
         cls, part, given = getattr(transformers, place.class_name), self._under(place.prefix), self._given(component)
-        with quiet_transformers(), skeleton(self.weights, place.class_name, self.path):
-            if given is None:
+        with component_errors(component, cls, self.path):
+            with quiet_transformers(), skeleton(self.weights, place.class_name, self.path):
                 seen, assumed = inferred.text_config(self._shapes_of(part), place)
-                given = {**assumed, **{k: v for k, v in self._told(component).items() if k in TEXT_UNSEEN}, **seen}
-            model = cls(cls.config_class.from_dict(given))
-        for module in model.modules():
-            if "position_ids" in module._buffers:  # in no file
-                module.position_ids = torch.arange(model.config.max_position_embeddings)[None]
-        names = NAMES[place.names](list(model.state_dict()))
-        part = {name: in_file for name, in_file in part.items() if name in names or not IGNORED.fullmatch(name)}
-        self._fill(model, part, names, dtype, component)
-        return model.eval()
+                if given is None:
+                    given = {**assumed, **{k: v for k, v in self._told(component).items() if k in TEXT_UNSEEN}, **seen}
+                model = cls(cls.config_class.from_dict(given))
+            for module in model.modules():
+                if "position_ids" in module._buffers:  # in no file
+                    module.position_ids = torch.arange(seen["max_position_embeddings"])[None]
+            names = NAMES[place.names](list(model.state_dict()))
+            part = {name: in_file for name, in_file in part.items() if name in names or not IGNORED.fullmatch(name)}
+            self._fill(model, part, names, dtype, component)
+            return model.eval()
 
     def scheduler(self) -> Any:
         """The scheduler that checkpoints of this family are published with."""
@@ -226,7 +229,8 @@ class SingleFile:
             changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         name, config = inferred.scheduler_config(self.family, self.prediction_type, changes)
         cls: Any = component_class("scheduler", "darkroom", name)
-        return cls.from_config(config)
+        with component_errors("scheduler", cls, self.path):
+            return cls.from_config(config)
 
     def tokenizer(self, component: str) -> Any:
         """The tokenizer of a text encoder."""

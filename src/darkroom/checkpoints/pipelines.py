@@ -172,7 +172,7 @@ def _load(
     classes = {}  # in this thread: imports do not like company
     for name, (library, class_name) in wanted.items():
         if name in plan.code and (trust or class_name not in NAMES):
-            classes[name] = load_custom_class(folder / plan.code[name], class_name=class_name, trust_remote_code=trust)
+            classes[name] = load_custom_class(folder / plan.code[name], class_name=class_name, base=object, trust_remote_code=trust)
         else:
             classes[name] = component_class(name, library, class_name)
     folders = {n: folder if n in plan.flat else folder / n for n in wanted}  # in the root, if there is just one network
