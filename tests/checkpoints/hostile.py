@@ -1052,7 +1052,7 @@ CLASSES = (
     ("transformers", "CLIPTokenizer"),
     ("transformers", "CLIPTextModel"), ("diffusers", "system"), ("diffusers", "eval"), ("diffusers", "torch"),
     ("diffusers", "DiffusionPipeline"),
-    ("diffusers", "StableDiffusionPipeline"), ("diffusers", "AutoModel"), ("diffusers", "AutoPipelineForText2Image"),
+    ("diffusers", "StableDiffusionPipeline"), ("diffusers", "AutoPipelineForText2Image"),
     ("diffusers", "NoSuchModel"), ("diffusers", "__class__"),
     ("diffusers", "DDIMScheduler"), ("diffusers", "AutoencoderKL"), ("diffusers", "X" * 100_000), ("darkroom", "CheckpointError"),
     ("stable_diffusion", "Evil"),
@@ -1069,6 +1069,7 @@ INDEXES = [
         for lib, c in LIBRARIES
     ),
     *(refuse(f"{lib!r}, {c[:40]!r}", edit(INDEX, unet=[lib, c]), "unet") for lib, c in CLASSES),
+    either("'diffusers', 'AutoModel'", edit(INDEX, unet=["diffusers", "AutoModel"])),
     refuse("a scheduler of os", edit(INDEX, scheduler=["os", "system"]), "scheduler"),
     refuse("a tokenizer of subprocess", edit(INDEX, tokenizer=["subprocess", "Popen"]), "tokenizer"),
     refuse("a text encoder of builtins", edit(INDEX, text_encoder=["builtins", "eval"]), "text_encoder"),
@@ -1141,9 +1142,6 @@ INDEXES = [
             {},
             [],
             ["evil"],
-            ["evil", "Evil"],
-            ["pipeline", "Evil"],
-            ["../x", "Evil"],
             ["evil", "Evil", "x"],
             [["evil"], "Evil"],
             "NoSuchPipeline",
@@ -1157,6 +1155,15 @@ INDEXES = [
             "__class__",
             "FlashPack",
             "X" * 1_000_000,
+        )
+    ),
+    *(
+        refuse(f"_class_name {v!r}", both(edit(INDEX, _class_name=v), script("evil.py", "pipeline.py", "../x.py")), says, inside=True)
+        for v, says in (
+            (["evil", "Evil"], "evil.py"),
+            (["pipeline", "Evil"], "pipeline.py"),
+            (["../x", "Evil"], "../x"),
+            (["/etc/x", "Evil"], "/etc/x"),
         )
     ),
     refuse(
@@ -1184,7 +1191,7 @@ INDEXES = [
     load("an unknown component that is not there", edit(INDEX, spare=PAIR)),
     either("an unknown component of os", both(edit(INDEX, spare=["os", "system"]), script("evil.py"))),
     either("an unknown component of a library that is not loaded", edit(INDEX, spare=["wsgiref", "Evil"])),
-    load("10000 unknown components", edit(INDEX, {f"c{i}": PAIR for i in range(10_000)})),
+    either("10000 unknown components", edit(INDEX, {f"c{i}": PAIR for i in range(10_000)})),
     load(
         "an unknown component called like a method",
         both(edit(INDEX, to=PAIR, save_pretrained=PAIR)),
@@ -1700,7 +1707,7 @@ PICKLES = [
     refuse(
         "a zip directory that lies about its place", archive(lambda m, s: m, end=lambda tail: tail[:-6] + b"\xff\xff\xff\x7f\0\0"), *IN_BIN
     ),
-    refuse(
+    either(
         "an archive of TorchScript",
         archive(
             lambda m, s: [
@@ -1710,7 +1717,6 @@ PICKLES = [
                 ("archive/code/__torch__.py.debug_pkl", program(s)),
             ]
         ),
-        *IN_BIN,
     ),
     *(refuse(f"a .bin cut to {n}", both(pickled(), cut(BIN, n)), *IN_BIN) for n in (0, 2, 4, 100, 0.5, 0.99, -1)),
     refuse("a .bin of text", both(drop(UNET), put(BIN, CANARY * 100)), *IN_BIN),
@@ -1800,6 +1806,7 @@ PICKLES = [
 # H: paths
 
 STRICT = {"follow_links": False}
+SNAPSHOT = f"models--org--name/snapshots/{0x5EED:040x}"
 ODD_FOLDERS = (
     "with spaces", "Größe", "模型", "[brackets]", "{braces}", "{0}", "100%s", "%(name)s", "star*", "question?", "it's", 'quo"te', "-rf",
     "--help", "n" * 200, "a.b.c", "x.safetensors", "#hash", "$HOME",
@@ -1827,10 +1834,11 @@ def read_only(folder: Path, sentinel: Path) -> None:
 
 def hub_cache(folder: Path, sentinel: Path) -> None:
     """The layout of the hub's cache: files are links to blobs."""
+    blobs = folder.parents[1] / "blobs"
+    blobs.mkdir()
     for i, path in enumerate([path for path in folder.rglob("*") if path.is_file()]):
-        lead = os.path.relpath(folder.parent / "blobs" / str(i), path.parent)
-        move(os.path.relpath(path, folder), f"../blobs/{i}")(folder, sentinel)
-        path.symlink_to(lead)
+        path.rename(blobs / str(i))
+        path.symlink_to(os.path.relpath(blobs / str(i), path.parent))
 
 
 PATHS = [
@@ -1883,7 +1891,8 @@ PATHS = [
     load("a link that stays inside", both(move("vae", "real"), link("vae", "real"))),
     load("a link that stays inside, strictly", both(move("vae", "real"), link("vae", "real")), options=STRICT),
     load("the folder is a link", lambda f, s: [f.rename(f.parent / "real"), f.symlink_to("real")]),
-    load("the cache of the hub", hub_cache, outside=True, step=True),
+    load("the cache of the hub", hub_cache, folder=SNAPSHOT, step=True),
+    load("the cache of the hub, strictly", hub_cache, folder=SNAPSHOT, options=STRICT),
     *(
         refuse(f"{name} is a link to itself", link(name, Path(name).name), name.split("/")[0])
         for name in ("unet", "unet/config.json", "scheduler", "tokenizer")
@@ -1914,8 +1923,11 @@ PATHS = [
     load(
         "leavings of a save that was killed",
         lambda f, s: [
-            shutil.copytree(f, f.with_name(f"{f.name}.tmp-0123abcd")),
-            put(f"unet/{STEM}.safetensors.tmp-0123abcd", CANARY)(f, s),
+            *(shutil.copytree(f, f.with_name(name)) for name in (f"{f.name}.tmp-0123abcd", f".{f.name}.saving-0123abcd")),
+            *(
+                put(name, CANARY)(f, s)
+                for name in (f"{UNET}.tmp-0123abcd", f"unet/.{STEM}.safetensors.saving-0123abcd", ".unet.saving-0123abcd/x")
+            ),
         ],
     ),
     load("a name that is not UTF-8 beside the rest", lambda f, s: Path(os.fsdecode(os.fsencode(f) + b"/\xff\xfe.txt")).touch()),
@@ -2017,9 +2029,7 @@ ARGUMENTS = [
     load("local files only", nothing, options={"local_files_only": True}),
     load("a token that a folder does not need", nothing, options={"token": TOKEN}),
     refuse("a token and an id that is not there", nothing, "org/name", options={"token": TOKEN}, source=lambda folder: "org/name"),
-    refuse(
-        "a revision and an id that is not there", nothing, "org/name", options={"revision": "../../x"}, source=lambda folder: "org/name"
-    ),
+    refuse("a revision that is a path", nothing, "revision", options={"revision": "../../x"}, source=lambda folder: "org/name"),
     load("a revision of a folder", nothing, options={"revision": "../../x"}),
     *(
         refuse(f"AutoModel of {v!r}", edit("unet/config.json", _class_name=v), options={"subfolder": "unet"}, cls="AutoModel")

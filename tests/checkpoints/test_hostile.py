@@ -111,7 +111,7 @@ def options_of(case: Case) -> dict[str, Any]:
     return {name: dtype(value) if "dtype" in name else value for name, value in case.options.items()}
 
 
-def attempt(case: Case, folder: Path, good: Any) -> Result:
+def attempt(case: Case, folder: Path, area: Path, good: Any) -> Result:
     """Load, in a process of its own."""
     import darkroom
 
@@ -121,14 +121,14 @@ def attempt(case: Case, folder: Path, good: Any) -> Result:
     logging.getLogger("darkroom").addHandler(handler)
     options, cls, source = options_of(case), getattr(darkroom, case.cls), case.source(folder)
     os.environ.update(case.env)
-    os.chdir(folder if case.inside else folder.parent / "here")
+    os.chdir(folder if case.inside else area / "here")
     if case.inside:
         sys.path.insert(0, "")
     status = Path("/proc/self/statm").read_text().split()
     size = int(status[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     result.memory = -int(status[1]) * resource.getpagesize()
-    listen(folder.parent, result.faults)
+    listen(area, result.faults)
     begin = time.monotonic()
     try:
         pipe = case.naive(folder) if case.naive else cls.from_pretrained(source, **options)
@@ -224,7 +224,7 @@ def run(case: Case, bases: dict[str, Path], good: dict[str, Any], area: Path) ->
     if child == 0:
         try:
             tempfile.tempdir = None
-            result = attempt(case, folder, good[case.base])
+            result = attempt(case, folder, area, good[case.base])
             out.write_text(json.dumps(dataclasses.asdict(result)))
         finally:
             os._exit(0)
@@ -331,7 +331,7 @@ def by_hand(groups: str, part: str = "") -> None:
         tiny.sd(Path(work, "sd"))
         tiny.ddpm(Path(work, "ddpm"))
         for group in groups.split(",") if groups != "all" else GROUPS:
-            found = start(group, Path(work), Path(work, group), part)
+            found = start(group, Path(work), Path(work, "run", group), part)
             wrong = {name: result["faults"] for name, result in found.items() if result["faults"]}
             most = {key: max(result[key] for result in found.values()) for key in ("seconds", "memory")}
             print(

@@ -148,7 +148,13 @@ def _transformers_model(
     with skeleton(weights, cls.__name__, where), quiet_transformers():
         config = cls.config_class.from_pretrained(folder, local_files_only=True)
         network = cls(config)
-    held = sum(t.numel() for t in network.state_dict().values())
+    state, prefix = network.state_dict(), f"{cls.base_model_prefix}."
+    for name, entry in weights.entries.items():  # as far as names tell: transformers renames some
+        own = next((state[n] for n in (name, name.removeprefix(prefix), prefix + name) if n in state), None)
+        if own is not None and (entry.shape != tuple(own.shape) or entry.dtype.is_floating_point != own.is_floating_point()):
+            got, expected = f"{entry.shape}, {entry.dtype}", f"{tuple(own.shape)}, {'floats' if own.is_floating_point() else own.dtype}"
+            raise CheckpointError("A tensor of another shape or kind.", where=f"{weights.files[name]}: {name}", got=got, expected=expected)
+    held = sum(t.numel() for t in state.values())
     if held > 2 * (stored := sum(prod(e.shape) for e in weights.entries.values())) + 2**26:
         raise CheckpointError(
             "The configuration describes a far larger network than the weight files hold.", where=where, got=held, expected=stored
