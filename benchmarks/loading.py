@@ -1,7 +1,8 @@
 """Loading of large checkpoints, beside the reference: `python -m benchmarks.loading [--rounds 3] [--folder KEPT]`.
 
-Writes (once) Stable Diffusion 1.5's layout in float32 (4.3 GB) and SDXL's UNet in float16 in shards of 1 GB (5.1 GB), of random weights. Every figure is
-of a fresh process in which everything is imported, the page cache warm; memory is over the process's own after its imports, measured in a run of its own.
+Writes (once) Stable Diffusion 1.5's layout in float32 (4.3 GB) and SDXL's UNet in float16 in shards of 1 GB (5.1 GB), of random weights. Every
+figure is of a fresh process in which everything is imported, the page cache warm; memory is over the process's own after its imports, in a run of
+its own.
 """
 
 from __future__ import annotations
@@ -116,6 +117,9 @@ def loading(library: str, what: str, folder: str, dtype: str) -> Callable[[], An
     from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401  is imported when a pipeline is loaded
 
     lib = import_module(library)
+    _ = lib.AutoencoderKL, lib.PNDMScheduler
+    if library == "darkroom":
+        import_module("darkroom.checkpoints.pipelines")
     kind = lib.StableDiffusionPipeline if what == "sd" else lib.UNet2DConditionModel
     return lambda: kind.from_pretrained(f"{folder}/{what}", torch_dtype=getattr(torch, dtype))
 

@@ -2008,7 +2008,7 @@ ARGUMENTS = [
     refuse("source is a component", nothing, INDEX, source=lambda folder: str(folder / "unet")),
     refuse("source is below a file", nothing, source=lambda folder: str(folder / INDEX / "x")),
     refuse("source='..'", nothing, source=lambda folder: "..", outside=True),
-    load("source='.'", nothing, source=lambda folder: ".", inside=True),
+    load("the current directory as the source", nothing, source=lambda folder: ".", inside=True),
     load("source is a Path", nothing, source=lambda folder: folder, step=True),
     load("source ends with a slash", nothing, source=lambda folder: f"{folder}/"),
     load("source by a detour", nothing, source=lambda folder: f"{folder}/unet/../../{folder.name}"),

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
 import torch
 from checkpoints.toy import Tied, Toy, same, toy
@@ -72,7 +73,7 @@ def await_(condition: Callable[[], object]) -> None:
 @pytest.fixture
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """A system without renameat2."""
-    monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *a, **k: object())
+    monkeypatch.setattr(atomic, "ctypes", SimpleNamespace(CDLL=lambda *_: None))
 
 
 @pytest.fixture
@@ -288,7 +289,21 @@ def test_interrupted_between_the_renames(tmp_path: Path, no_exchange: None, monk
     monkeypatch.setattr(Path, "rename", interrupt)
     with pytest.raises(KeyboardInterrupt):
         toy(2).save_pretrained(tmp_path / "m")
-    assert same(Toy.from_pretrained(tmp_path / "m"), toy(1)) and [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert [p.name for p in tmp_path.iterdir()] == ["m"] and same(Toy.from_pretrained(tmp_path / "m"), toy(1))
+
+
+def test_another_save_was_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        toy(1).save_pretrained(target, variant="fp16")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    toy(2).save_pretrained(tmp_path / "m")
+    assert same(Toy.from_pretrained(tmp_path / "m"), toy(2)) and same(Toy.from_pretrained(tmp_path / "m", variant="fp16"), toy(1))
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
@@ -317,6 +332,31 @@ def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
     locked.chmod(0o755)
 
 
+def as_nobody() -> None:
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def test_read_only_folders_inside() -> None:
+    """They are carried over, and removed with the old checkpoint: as a user who is not root."""
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        base.chmod(0o777)
+
+        def work() -> None:
+            as_nobody()
+            toy(1).save_pretrained(base / "m")
+            (base / "m" / "images").mkdir()
+            (base / "m" / "images" / "x").write_text("x")
+            (base / "m" / "images").chmod(0o555)
+            toy(2).save_pretrained(base / "m")
+            assert (base / "m" / "images" / "x").read_text() == "x" and (base / "m" / "images").stat().st_mode & 0o777 == 0o555
+            assert same(Toy.from_pretrained(base / "m"), toy(2)) and [p.name for p in base.iterdir()] == ["m"]
+
+        assert code_of(fork(work)) == 0
+
+
 def test_a_folder_that_may_not_be_replaced() -> None:
     """The parent is read-only: as a user who is not root."""
     with tempfile.TemporaryDirectory() as name:
@@ -326,11 +366,9 @@ def test_a_folder_that_may_not_be_replaced() -> None:
             folder.chmod(0o777 if folder.name == "m" else 0o755)
 
         def work() -> None:
-            if os.getuid() == 0:
-                os.setgid(65534)
-                os.setuid(65534)
-            else:
+            if os.getuid() != 0:
                 (base / "p").chmod(0o555)
+            as_nobody()
             with pytest.raises(CheckpointError, match="denied"):
                 toy(2).save_pretrained(base / "p" / "m")
             with pytest.raises(CheckpointError, match="denied"):
@@ -434,7 +472,9 @@ def test_a_part_of_a_save_is_synced_once(tmp_path: Path, tiny_sd: Path, monkeypa
 def test_a_network_in_the_root_of_a_save(tmp_path: Path) -> None:
     for seed in (1, 2):
         with save_folder_atomic(tmp_path / "m") as folder:
+            before = folder.stat().st_ino
             toy(seed).save_pretrained(folder)
+            assert folder.stat().st_ino == before  # it is locked
             toy(seed).save_pretrained(folder / "unet", max_shard_size=300)
             toy(seed).save_pretrained(folder / "unet")
             assert names(folder) == ["config.json", f"{X}.safetensors", "unet/config.json", f"unet/{X}.safetensors"]

@@ -60,6 +60,7 @@ def maps(path: Path) -> bool:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_cast_over_several_files_and_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     monkeypatch.setattr(transfer, "PIECE", 100)
+    monkeypatch.setattr(transfer, "RUN", 200)
     monkeypatch.setattr(transfer, "SMALL", 100)
     monkeypatch.setenv("HF_PARALLEL_LOADING_WORKERS", str(threads))
     state = toy(layers=5).state_dict()
@@ -115,7 +116,7 @@ def test_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_threads_are_used_and_leave_torch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_PARALLEL_LOADING_WORKERS", "3")
     monkeypatch.setattr(transfer, "SMALL", 1)
-    monkeypatch.setattr(transfer, "PIECE", 16)
+    monkeypatch.setattr(transfer, "RUN", 16)
     before, seen = torch.get_num_threads(), set()
     show = lambda _: seen.add((threading.current_thread().name, torch.get_num_threads()))  # noqa: E731
     try:

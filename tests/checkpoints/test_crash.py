@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_killed_at_every_operation(
 ) -> None:
     """SIGKILL before each operation that changes something on the disk, or makes it last."""
     if system == "renames":
-        monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *_: object())  # a system without renameat2
+        monkeypatch.setattr(atomic, "ctypes", SimpleNamespace(CDLL=lambda *_: None))  # a system without renameat2
     saves = Saves(tmp_path, request.getfixturevalue(source))
 
     def save_until(left: int) -> None:

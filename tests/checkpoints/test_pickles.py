@@ -3,8 +3,8 @@
 from __future__ import annotations
 import argparse
 import builtins
+import codecs
 import collections
-import encodings.cp437  # noqa: F401  of names in zip files: imported before anything is watched
 import functools
 import io
 import os
@@ -41,6 +41,8 @@ def _watch(event: str, args: tuple) -> None:
 
 
 sys.addaudithook(_watch)  # there is no way to remove one
+for codec in ("cp437", "raw_unicode_escape"):  # Python's own, for names in zip files and old text: imported before anything is watched
+    codecs.lookup(codec)
 
 
 @contextmanager

@@ -10,7 +10,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from ..errors import CheckpointError, InputError
 
-__all__ = ["PathLike", "check_links", "inside", "is_safe", "listing", "open_regular", "parse_bytes", "parse_json", "read_json"]
+__all__ = [
+    "PathLike",
+    "check_links",
+    "check_outward_links",
+    "inside",
+    "is_safe",
+    "listing",
+    "open_regular",
+    "parse_bytes",
+    "parse_json",
+    "read_json",
+]
 
 PathLike = str | os.PathLike[str]
 JSON_LIMIT = 64 * 2**20  # bytes
@@ -47,6 +58,12 @@ def check_links(root: Path, paths: Iterable[Path]) -> None:
         if not any(target.is_relative_to(folder) for folder in allowed):
             fix = "Copy the file to where the link is, or allow links with follow_links=True."
             raise CheckpointError("A file that lies outside of the checkpoint.", where=root / path, got=f"a link to {target}", fix=fix)
+
+
+def check_outward_links(root: Path) -> None:
+    """`check_links` for every link in `root` and in the folders in it, before any file there is opened."""
+    folders = [root, *(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())]
+    check_links(root, [path for folder in folders for path in folder.iterdir() if path.is_symlink()])
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -92,9 +109,9 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 
 def listing(folder: Path) -> list[str]:
-    """The names of the files directly in a folder, sorted."""
+    """The names of what lies directly in a folder and is no folder, sorted: also of links to nowhere, which are then refused by name."""
     try:
-        return sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+        return sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir())
     except OSError as error:
         raise CheckpointError("A folder cannot be read.", where=folder, got=error.strerror) from None
 

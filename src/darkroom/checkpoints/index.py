@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from .._public import NAMES
 from ..config import Configurable
 from ..errors import CheckpointError, MissingDependencyError
 from .files import read_json
@@ -21,6 +22,7 @@ __all__ = [
     "INDEX_NAME",
     "ModelIndex",
     "building",
+    "check_kind",
     "component_class",
     "is_transformers",
     "library_of",
@@ -120,8 +122,6 @@ def component_class(name: str, library: str, class_name: str) -> type:
     before: nothing is imported because a file asks for it. Raises CheckpointError for a pair that no table knows, MissingDependencyError where
     transformers lacks a package for the class.
     """
-    from .._public import NAMES
-
     class_name = class_name.removeprefix("FlashPack")
     filed, module = _FILED.get(class_name, (None, NAMES.get(class_name)))
     own, found = library in (*_OWN, filed), None
@@ -140,6 +140,38 @@ def component_class(name: str, library: str, class_name: str) -> type:
         expected = "a network or scheduler of darkroom, or a model, tokenizer or processor of transformers"
         raise CheckpointError("A component of a class that darkroom does not know.", where=name, got=got, expected=expected, fix=fix)
     return found
+
+
+def _kind(cls: type) -> object:
+    """What a component is for: a scheduler, a network that decodes, another network, or one of the kinds of transformers."""
+    if issubclass(cls, Configurable):
+        return "network that decodes" if hasattr(cls, "decode") else "network" if hasattr(cls, "parameters") else "scheduler"
+    import transformers
+
+    return next((base for base in _BASES if issubclass(cls, getattr(transformers, base))), None)
+
+
+def check_kind(name: str, cls: type, annotation: str) -> None:
+    """Raise CheckpointError for a component that cannot do what the pipeline needs it for, such as a tokenizer in the place of a network.
+
+    `annotation` is the pipeline's, such as "A | B | None"; what it says nothing of passes. Another class of the same kind passes too.
+    """
+    wanted: set[object] = set()
+    for part in (part.strip().rpartition(".")[2] for part in annotation.split("|")):
+        if part in NAMES or part == "Scheduler":
+            home = "schedulers.base" if part == "Scheduler" else NAMES.get(part, "")
+            wanted.add(_kind(getattr(importlib.import_module(f"darkroom.{home}"), part)))
+        elif part in _FILED:
+            wanted.add("network")
+        elif part != "None":
+            import transformers
+
+            found = getattr(transformers, part, None)
+            if not isinstance(found, type):
+                return
+            wanted.add(_kind(found))
+    if wanted and _kind(cls) not in (wanted | {None}):
+        raise CheckpointError("A component of another kind than the pipeline needs.", where=name, got=cls.__name__, expected=annotation)
 
 
 def library_of(cls: type) -> tuple[str, str]:

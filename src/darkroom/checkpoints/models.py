@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ..config import Configurable
 from ..errors import CheckpointError, ConfigError, DarkroomError, InputError
 from ..models.base import Model
-from .files import PathLike, listing, read_json
+from .files import PathLike, check_outward_links, listing, read_json
 from .hub import HUB_OPTIONS, locate
 from .index import building, is_transformers, quiet_transformers
 from .pickles import read_pickled
@@ -84,12 +84,15 @@ def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None
     choice: dict[str, Any] = {name: options.pop(name) for name in ("variant", "use_safetensors") if name in options}
     reading = {name: options.pop(name) for name in ("dtype", "device", "strict", "disable_mmap", "progress") if name in options}
     changes = {name: value for name, value in options.items() if name not in _MEANINGLESS}
+    follow_links = changes.pop("follow_links", True)
     names = cls.Config.names()
     if unknown := sorted(changes.keys() - set(names)):
         raise ConfigError("No such option.", where=f"{cls.__name__}.from_pretrained", got=", ".join(unknown), expected=", ".join(names))
     check_dtype(reading.get("dtype"), "dtype")
     choose = lambda names, folder: component_files(names, where=folder, dtype=reading.get("dtype"), **choice)  # noqa: E731
     folder = locate(path, files=[cls.config_name], choose=choose, subfolder=subfolder, **hub)
+    if not follow_links:
+        check_outward_links(folder)
     return read_whole(folder, lambda folder: _load(cls, folder, changes, choice, **reading))
 
 
@@ -162,8 +165,8 @@ def _transformers_model(
     if torch.device(device).type == "meta":
         return network.eval()
     if dtype == "auto":  # transformers would take what the configuration says
-        stored = [e.dtype for e in weights.entries.values() if e.dtype.is_floating_point]
-        dtype = max(stored, key=stored.count, default=None)
+        floats = [e.dtype for e in weights.entries.values() if e.dtype.is_floating_point]
+        dtype = max(floats, key=floats.count, default=None)
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if not safe:  # its own reader of pickles allows more than ours
         options["state_dict"] = {name: tensor for path in files for name, tensor in read_pickled(path).items()}
@@ -180,8 +183,12 @@ def _transformers_model(
 def _check_texts(cls: Any, folder: Path, names: list[str]) -> None:
     """Files that transformers reads by itself: JSON within bounds, and a vocabulary, without which it makes an empty tokenizer without a word."""
     for name in names:
-        if name.endswith(".json"):
-            read_json(folder / name)
+        content = read_json(folder / name) if name.endswith(".json") else {}
+        length = content.get("model_max_length") if name == "tokenizer_config.json" else None
+        if length is not None and not (isinstance(length, (int, float)) and length > 0):
+            raise CheckpointError(
+                "A tokenizer's longest input is no number of tokens.", where=folder / name, got=f"model_max_length: {length!r}"
+            )
     needed = dict(getattr(cls, "vocab_files_names", None) or {})
     tokenizer = needed.pop("tokenizer_file", "tokenizer.json")
     missing = sorted(set(needed.values()) - set(names))

@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,8 +34,8 @@ class _Bounded(io.BufferedReader):
         return super().read(DIRECTORY_LIMIT if size is None or size < 0 else size)
 
 
-def _members(file: BinaryIO) -> dict[str, tuple[int, int]]:
-    """Where the members of a zip file lie, as (offset, size): stored ones only, of which no two share a byte."""
+def _members(file: BinaryIO) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """Where the members of a zip file lie, as (offset, size), and their checksums: stored ones only, of which no two share a byte."""
     size, found = os.fstat(file.fileno()).st_size, {}
     with zipfile.ZipFile(_Bounded(io.FileIO(file.fileno(), closefd=False))) as archive:
         infos = archive.infolist()
@@ -55,12 +56,12 @@ def _members(file: BinaryIO) -> dict[str, tuple[int, int]]:
         if offset < end or offset + length > size:
             raise ValueError("members that overlap or lie outside of the file")
         end = offset + length
-    return found
+    return found, {info.filename: info.CRC for info in infos}
 
 
 def _zipped(file: BinaryIO) -> tuple[Any, Callable[[Storage], int]]:
     """The content of a zip file, and where its storages begin."""
-    members = _members(file)
+    members, checksums = _members(file)
     roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise ValueError(f"{len(roots)} members data.pkl")
@@ -70,7 +71,10 @@ def _zipped(file: BinaryIO) -> tuple[Any, Callable[[Storage], int]]:
         if size > limit:
             raise ValueError(f"a member {name} of {size} bytes")
         file.seek(offset)
-        return file.read(size)
+        found = file.read(size)
+        if zlib.crc32(found) != checksums[f"{roots[0]}/{name}"]:
+            raise ValueError(f"a member {name} whose checksum is wrong")
+        return found
 
     if f"{roots[0]}/byteorder" in members and text("byteorder", 16) != b"little":
         raise ValueError("numbers whose highest byte comes first")

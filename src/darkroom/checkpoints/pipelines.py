@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from .._public import NAMES
 from ..config import FORMAT_VERSION
 from ..errors import CheckpointError, DarkroomError, InputError
-from .files import PathLike, check_links, inside
+from .files import PathLike, check_links, check_outward_links, inside
 from .hub import HUB_OPTIONS, listing_of, locate, newer_commit, push_folder
-from .index import INDEX_NAME, ModelIndex, component_class, without_collector
+from .index import INDEX_NAME, ModelIndex, check_kind, component_class, without_collector
 from .models import DType, check_dtype, component_errors, load_component, size_of
 from .placement import plan_devices
 from .plan import PipelinePlan, pipeline_variants, plan_pipeline, weight_paths
@@ -95,9 +95,13 @@ def _pipeline_class(index: ModelIndex, folder: Path, trust: bool) -> type[Diffus
         return load_custom_class(inside(folder, f"{name[0]}.py"), class_name=name[1], base=DiffusionPipeline, trust_remote_code=trust)
     if not isinstance(name, str):
         raise CheckpointError("The checkpoint names no pipeline class.", where=where, got=name, expected="the name of a darkroom pipeline")
-    cls = component_class("_class_name", "diffusers", name)
-    if not issubclass(cls, DiffusionPipeline):
-        raise CheckpointError("Not a pipeline class.", where=where, got=name)
+    try:
+        cls = component_class("_class_name", "diffusers", name)
+    except DarkroomError:
+        fix = "Load it with the class of darkroom that fits, such as StableDiffusionPipeline.from_pretrained."
+        raise CheckpointError("A pipeline of a class that darkroom does not know.", where=where, got=name, fix=fix) from None
+    if not issubclass(cls, DiffusionPipeline) or not cls.declared().components:
+        raise CheckpointError("Not a class of pipelines that run.", where=where, got=name)
     return cls
 
 
@@ -147,6 +151,8 @@ def _load(
     from ..pipeline import DiffusionPipeline
 
     trust = trust_remote_code is True
+    if not follow_links and Path(source).is_dir():
+        check_outward_links(Path(source))
     choice: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors, "trust_remote_code": trust}
     folder, plan = fetch_pipeline(source, passed=given.keys(), dtype=dtype, custom_pipeline=custom_pipeline, **choice, **hub)
     if not follow_links:
@@ -156,7 +162,7 @@ def _load(
         cls = _custom_pipeline(custom_pipeline, folder, trust, {**hub, "revision": custom_revision})
     elif cls is DiffusionPipeline:
         cls = _pipeline_class(index, folder, trust)
-    names, optional, defaults, _ = cls.declared()
+    names, optional, defaults, annotations = cls.declared()
     if cls.connected and load_connected_pipeline is not None:
         given = {**_connected(cls, folder, given, dtype, choice, hub), **given}
     cls._check_names(sorted(given))
@@ -175,6 +181,7 @@ def _load(
             classes[name] = load_custom_class(folder / plan.code[name], class_name=class_name, base=object, trust_remote_code=trust)
         else:
             classes[name] = component_class(name, library, class_name)
+        check_kind(name, classes[name], annotations.get(name, ""))
     folders = {n: folder if n in plan.flat else folder / n for n in wanted}  # in the root, if there is just one network
     sizes = {}
     for name in wanted.keys() & plan.weights.keys():

@@ -222,7 +222,9 @@ def _listing(repo_id: str, commit: str, entries: Mapping[Any, Any]) -> Listing:
 def sizes_in(folder: Path, deep: bool = False) -> dict[str, int]:
     """The files of a folder and of the folders in it, or all below it if `deep`: name relative to it, with "/" -> bytes."""
     found = folder.rglob("*") if deep else (*folder.glob("*"), *folder.glob("*/*"))
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(found) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size if path.is_file() else 0 for path in sorted(found) if not path.is_dir()
+    }
 
 
 def commit_of(folder: Path) -> tuple[str, str]:

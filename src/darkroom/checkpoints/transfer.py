@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,15 @@ from .safetensors import DAMAGED, Entry
 
 __all__ = ["Transfer", "allocate", "finite", "on_network", "transfer", "workers"]
 
-PIECE = 2**20  # bytes of file that a thread reads at a time: it stays in the cache of its core until it is cast
-STAGE = 16 * 2**20  # the same for a device
+PIECE = 2**20  # bytes of file that a thread reads at a time: they stay in the cache of its core until they are cast
+RUN = 8 * PIECE  # bytes that it takes in a row: two threads in one huge page would both clear it
+STAGE = 16 * 2**20  # bytes that are copied to a device at a time
 SMALL = 4 * 2**20  # bytes that are not worth another thread
 ARENA = 64 * 2**20  # bytes that are allocated at once; what is replaced piece by piece, as by Module.to, is freed in such steps
 HUGE = 2 * 2**20  # bytes of a huge page
-MADV_HUGEPAGE = 14
+CLEARED = 2**16  # bytes from which on it pays to ask the kernel
+DEAR = 1e-3  # seconds of a processor for a huge page; 0.1e-3 is usual, and 0.5e-3 the price of as many small ones
+MADV_HUGEPAGE, MADV_POPULATE_WRITE = 14, 23
 _SEEKING = threading.Lock()
 NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "lustre", "ceph")
 
@@ -58,7 +62,7 @@ def on_network(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
 
 
 def allocate(wanted: Iterable[tuple[torch.Size, torch.dtype]], device: torch.device) -> Iterator[Tensor]:
-    """Uninitialised tensors. On the CPU they lie side by side in arenas of huge pages, each in a storage of its own."""
+    """Uninitialised tensors. On the CPU they lie side by side in arenas, each in a storage of its own."""
     group: list[tuple[torch.Size, torch.dtype, int]] = []
     end = 0
     for shape, dtype in wanted:
@@ -75,14 +79,36 @@ def allocate(wanted: Iterable[tuple[torch.Size, torch.dtype]], device: torch.dev
 
 
 def _arena(group: list[tuple[torch.Size, torch.dtype, int]], nbytes: int) -> Iterator[Tensor]:
-    storage, begin = torch.UntypedStorage(nbytes + (HUGE if nbytes >= HUGE else 0)), 0
-    if nbytes >= HUGE:  # page faults cost more than reading: 512 times fewer of them
-        begin = -storage.data_ptr() % HUGE
-        if sys.platform == "linux":
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(storage.data_ptr() + begin), ctypes.c_size_t(nbytes // HUGE * HUGE), MADV_HUGEPAGE)
+    large = nbytes >= CLEARED  # then it has its huge pages to itself: what is not written to takes no memory
+    storage = torch.UntypedStorage(nbytes + (2 * HUGE if large else 0))
+    begin = -storage.data_ptr() % HUGE if large else 0
     for shape, dtype, offset in group:
         part = storage[begin + offset : begin + offset + shape.numel() * dtype.itemsize]
         yield torch.empty(0, dtype=dtype, device="cpu").set_(part, 0, shape)  # type: ignore[call-overload]
+
+
+class _Pages:
+    """Has the kernel clear memory just before it is written to, in huge pages as long as they come cheap.
+
+    Page faults cost more than reading and casting, and huge ones a fourth of small ones. But where free memory is in pieces, or a virtual machine's
+    host has taken it back, a huge page costs ten times as much: after a few of those the rest is left to small ones.
+    """
+
+    def __init__(self) -> None:
+        self.patience = 4
+        self.advise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
+
+    def clear(self, target: Tensor) -> None:
+        begin, end = target.data_ptr(), target.data_ptr() + target.nbytes
+        if self.advise is None or end - begin < CLEARED:
+            return
+        if self.patience > 0:
+            first = begin // HUGE * HUGE
+            self.advise(ctypes.c_void_p(first), ctypes.c_size_t(-(-end // HUGE) * HUGE - first), MADV_HUGEPAGE)
+        first, began = -(-begin // 4096) * 4096, time.thread_time()
+        self.advise(ctypes.c_void_p(first), ctypes.c_size_t(end // 4096 * 4096 - first), MADV_POPULATE_WRITE)
+        if time.thread_time() - began > DEAR * (1 + (end - begin) // HUGE):
+            self.patience -= 1
 
 
 @dataclass(frozen=True)
@@ -142,29 +168,30 @@ def _serial() -> None:
         ctypes.CDLL(None).omp_set_num_threads(1)  # of this thread; torch's own function sets everyone's
 
 
-Piece = tuple[Transfer, int, int]  # elements from, to
+Run = tuple[Transfer, int, int]  # elements from, to
 
 
 def transfer(jobs: Iterable[Transfer], progress: Callable[[int], object] | None = None) -> list[str]:
     """Read and cast tensors. Returns the names of those that hold, or were cast to, values that are not finite.
 
-    Pieces are taken in order by `workers()` threads. `progress` is called with the number of bytes of each, one call at a time. Raises
+    Runs are taken in order by `workers()` threads. `progress` is called with the number of bytes of each piece, one call at a time. Raises
     CheckpointError if a file cannot be read or has become shorter.
     """
     jobs = [job for job in jobs if job.entry.nbytes]
     device = jobs[0].target.device if jobs else torch.device("cpu")
-    pieces: deque[Piece] = deque()
+    runs: deque[Run] = deque()
+    pages = _Pages()
     for job in jobs:
         total = job.target.numel()
-        step = total if job.entry.stride else (STAGE if device.type == "cuda" else PIECE) // job.entry.dtype.itemsize
-        pieces.extend((job, begin, min(begin + step, total)) for begin in range(0, total, step))
+        step = total if job.entry.stride else (STAGE if device.type == "cuda" else RUN) // job.entry.dtype.itemsize
+        runs.extend((job, begin, min(begin + step, total)) for begin in range(0, total, step))
     wrong: dict[str, None] = {}
     lock, count = threading.Lock(), min(workers(), -(-sum(job.entry.nbytes for job in jobs) // SMALL))
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def work() -> None:
         with torch.no_grad():
-            for job, nbytes, good in _through_device(pieces, device, stream) if stream else _through_cache(pieces):
+            for job, nbytes, good in _through_device(runs, device, stream) if stream else _through_cache(runs, pages):
                 if not good:
                     wrong[job.name] = None
                 if progress is not None:
@@ -179,7 +206,7 @@ def transfer(jobs: Iterable[Transfer], progress: Callable[[int], object] | None 
                 for future in [pool.submit(work) for _ in range(count)]:
                     future.result()
             finally:
-                pieces.clear()  # after an error the others end, too
+                runs.clear()  # after an error the others end, too
     if stream:
         floating = [job for job in jobs if job.target.is_floating_point() and job.target.itemsize > 1]
         sums = torch.stack([job.target.sum(dtype=torch.float32) for job in floating]) if floating else torch.empty(0)
@@ -187,32 +214,37 @@ def transfer(jobs: Iterable[Transfer], progress: Callable[[int], object] | None 
     return list(wrong)
 
 
-def _taken(pieces: deque[Piece]) -> Iterator[Piece]:
+def _taken(runs: deque[Run]) -> Iterator[Run]:
     with suppress(IndexError):
         while True:
-            yield pieces.popleft()
+            yield runs.popleft()
 
 
-def _through_cache(pieces: deque[Piece]) -> Iterator[tuple[Transfer, int, bool]]:
+def _through_cache(runs: deque[Run], pages: _Pages) -> Iterator[tuple[Transfer, int, bool]]:
     buffer = torch.empty(PIECE, dtype=torch.uint8, device="cpu")
     view = _bytes(buffer)
-    for job, begin, end in _taken(pieces):
-        entry, target = job.entry, job.target.view(-1)[begin:end]
-        nbytes = (end - begin) * entry.dtype.itemsize
-        if entry.stride:
-            source = job.in_order()
-        elif entry.dtype == target.dtype and target.device.type == "cpu":
-            source = target
-            job.read(_bytes(target), begin * entry.dtype.itemsize)
-        else:
-            source = buffer[:nbytes].view(entry.dtype)
-            job.read(view[:nbytes], begin * entry.dtype.itemsize)
-        if source is not target:
-            target.copy_(source)
-        yield job, nbytes, finite(source, target)
+    for job, first, last in _taken(runs):
+        kind, here = job.entry.dtype, job.target.device.type == "cpu"
+        step = last if job.entry.stride else PIECE // kind.itemsize
+        for begin in range(first, last, step):
+            target = job.target.view(-1)[begin : min(begin + step, last)]
+            nbytes = target.numel() * kind.itemsize
+            if here:
+                pages.clear(target)
+            if job.entry.stride:
+                source = job.in_order()
+            elif here and kind == target.dtype:
+                source = target
+                job.read(_bytes(target), begin * kind.itemsize)
+            else:
+                source = buffer[:nbytes].view(kind)
+                job.read(view[:nbytes], begin * kind.itemsize)
+            if source is not target:
+                target.copy_(source)
+            yield job, nbytes, finite(source, target)
 
 
-def _through_device(pieces: deque[Piece], device: torch.device, before: torch.cuda.Stream) -> Iterator[tuple[Transfer, int, bool]]:
+def _through_device(runs: deque[Run], device: torch.device, before: torch.cuda.Stream) -> Iterator[tuple[Transfer, int, bool]]:
     """Two pinned buffers in turn: one is filled while the other is copied and cast on the device."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(before)  # the allocator may have given out what is still in use there
@@ -220,7 +252,7 @@ def _through_device(pieces: deque[Piece], device: torch.device, before: torch.cu
     with torch.cuda.stream(stream):
         staged = [torch.empty(STAGE, dtype=torch.uint8, device=device) for _ in range(2)]
     done = [torch.cuda.Event(), torch.cuda.Event()]
-    for turn, (job, begin, end) in enumerate(_taken(pieces)):
+    for turn, (job, begin, end) in enumerate(_taken(runs)):
         entry, target = job.entry, job.target.view(-1)[begin:end]
         nbytes = (end - begin) * entry.dtype.itemsize
         with torch.cuda.stream(stream):

@@ -96,14 +96,6 @@ def _lacking(missing: Mapping[str, Tensor], extra: Mapping[str, Entry], where: o
     return CheckpointError(what, where=where, got=got, fix=fix)
 
 
-def _place(module: nn.Module, name: str) -> tuple[dict[str, Tensor | None], str]:
-    """The dictionary that holds a parameter or buffer, and its key there."""
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    home: dict[str, Tensor | None] = owner._parameters if leaf in owner._parameters else owner._buffers  # type: ignore[assignment]
-    return home, leaf
-
-
 def _initial(module: nn.Module, missing: Collection[str], where: object) -> dict[str, Tensor]:
     """Tensors that no file holds with the values that their layers begin with: what is on "meta" is initialised, on the CPU."""
     values: dict[str, Tensor] = {}
@@ -204,6 +196,7 @@ def load_weights(
     if wrong:
         logger.warning("%s: %d tensors hold values that are not finite: %s", where, len(wrong), _some(wrong))
 
+    owners = dict(module.named_modules(remove_duplicate=False))
     given = {targets[name]: tensor.reshape(state[targets[name]].shape) for name, tensor in tensors.items()}
     if missing:
         for name, tensor in fresh.items():
@@ -214,11 +207,12 @@ def load_weights(
         if isinstance(own, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=own.requires_grad and tensor.is_floating_point())
         for place in tied[id(own)]:
-            home, leaf = _place(module, place)
-            home[leaf] = tensor
+            path, _, leaf = place.rpartition(".")
+            owner = owners[path]
+            (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = tensor  # type: ignore[assignment]
     if device.type == "meta":
         return
-    for owner in module.modules():
+    for owner in owners.values():
         owner._buffers.update({leaf: t.to(device) for leaf, t in owner._buffers.items() if t is not None and not t.is_meta})
     if empty := [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]:
         fix = 'Build non-persistent buffers with an explicit device="cpu".'
