@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 import dataclasses
+import functools
 import inspect
 import json
+import math
+import numbers
+import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 from .errors import ConfigError
 
-__all__ = ["FORMAT_VERSION", "Config", "Configurable"]
+__all__ = ["FORMAT_VERSION", "Config", "Configurable", "check_network", "fits", "hints_of"]
 
+MOST, LARGEST = 1000, 10**8  # entries of an option, its largest whole number
+_KINDS: dict[Any, Any] = {bool: (bool, types.NoneType), int: numbers.Integral, float: numbers.Real}
 FORMAT_VERSION = "0.42.1"  # the version of the checkpoint layout that is written: `_diffusers_version`
 _BOOKKEEPING = ("_class_name", "_diffusers_version", "_use_default_values")
 
@@ -72,6 +78,43 @@ class Config(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.items())})"
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a configuration is one of its annotation's; for a switch, None is off."""
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, choice) for choice in choices)
+    if origin is Literal:
+        return isinstance(value, (str, numbers.Integral, types.NoneType)) and value in choices
+    if origin is tuple and isinstance(value, tuple) and choices:
+        return all(fits(v, choices[0]) for v in value) if choices[-1] is ... else True
+    return isinstance(value, _KINDS.get(hint, origin or hint)) and (hint is bool or not isinstance(value, bool))
+
+
+@functools.cache
+def hints_of(kind: type[Config]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def check_network(config: Config, owner: str) -> None:
+    """Raise ConfigError for a value that no network has: of another type, no finite number, negative where the default is positive, or absurd."""
+    for name, hint in hints_of(type(config)).items():
+        if name not in config.names():
+            continue
+        value, default = config[name], getattr(type(config), name, None)
+        parts, flat = [value], []
+        while parts and len(flat) <= MOST:
+            part = parts.pop()
+            parts += part if isinstance(part, tuple) and len(part) <= MOST else ()
+            flat.append(part)
+        integers = [v for v in flat if isinstance(v, int) and not isinstance(v, bool)]
+        wrong = not fits(value, hint) or len(flat) > MOST or any(isinstance(v, tuple) and len(v) > MOST for v in flat)
+        wrong |= any(isinstance(v, float) and not math.isfinite(v) for v in flat) or any(not 0 <= v <= LARGEST for v in integers)
+        positive = isinstance(default, float) and default > 0 and isinstance(value, (int, float))
+        if wrong or (positive and value <= 0):
+            expected = "a number above 0" if positive else str(hint).replace("<class '", "").replace("'>", "")
+            raise ConfigError("An option with a value that has no meaning.", where=f"{owner}, option {name}", got=value, expected=expected)
 
 
 class Configurable:

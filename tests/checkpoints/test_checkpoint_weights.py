@@ -305,6 +305,18 @@ def test_files_that_change_between_header_and_data(tmp_path: Path, monkeypatch: 
             load_weights(meta(), weights, **options)
 
 
+def test_files_are_closed(tmp_path: Path) -> None:
+    files = split(tmp_path, toy().state_dict())
+    held = lambda: [link for fd in Path("/proc/self/fd").iterdir() if str(tmp_path) in (link := os.path.realpath(fd))]  # noqa: E731
+    weights = Weights(files)
+    twin = copy.copy(weights)
+    del weights
+    load_weights(meta(), twin, dtype=torch.float16, mmap=False)
+    assert len(held()) == 2
+    del twin
+    assert not held()
+
+
 def test_meta_compares_only(tmp_path: Path) -> None:
     target = meta()
     load_weights(target, Weights(saved(tmp_path / "a.safetensors", toy().state_dict())), dtype=torch.float16, device="meta")

@@ -20,6 +20,14 @@ logger = logging.getLogger("darkroom")
 SMALL = 2**20  # bytes of a mapped tensor whose values are looked at: reading the large ones would bring the file into memory
 
 
+class _Files(dict[Path, BinaryIO]):
+    """Open files, closed when nobody has them any more: copies of `Weights` share them."""
+
+    def __del__(self) -> None:
+        for file in self.values():
+            file.close()
+
+
 class Weights:
     """The tensors of several files by name. Headers are read, and the files stay open: what replaces one of them later does not matter.
 
@@ -30,7 +38,7 @@ class Weights:
     def __init__(self, paths: Iterable[Path]):
         self.entries: dict[str, Entry] = {}
         self.files: dict[str, Path] = {}
-        self._open: dict[Path, BinaryIO] = {}
+        self._open = _Files()
         for path in map(Path, paths):
             file = self._open[path] = open_regular(path)
             found = header_of(file, path) if path.suffix == ".safetensors" else pickled_entries(file, path)
