@@ -103,7 +103,8 @@ def check_network(config: Config, owner: str) -> None:
         if name not in config.names():
             continue
         value, default = config[name], getattr(type(config), name, None)
-        parts, flat = [value], []
+        parts: list[Any] = [value]
+        flat: list[Any] = []
         while parts and len(flat) <= MOST:
             part = parts.pop()
             parts += part if isinstance(part, tuple) and len(part) <= MOST else ()

@@ -17,7 +17,17 @@ from .plan import parse_weight_name, plan_pipeline
 from .repository import HUB_OPTIONS, Listing, Repository, commit_of, sizes_in
 from .save import recover
 
-__all__ = ["HUB_OPTIONS", "Listing", "download_pipeline", "listing_of", "locate", "newer_commit", "push_folder", "read_range"]
+__all__ = [
+    "HUB_OPTIONS",
+    "Listing",
+    "check_source",
+    "download_pipeline",
+    "listing_of",
+    "locate",
+    "newer_commit",
+    "push_folder",
+    "read_range",
+]
 
 AT_ONCE = 8  # downloads
 Choice = Callable[[list[str], Path], Iterable[str]]
@@ -26,13 +36,24 @@ _ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?(?:
 
 def _find(path_or_id: PathLike, hub: dict[str, Any]) -> Path | Repository:
     """The local folder, or the repository. Raises CheckpointError if it is neither."""
-    path = recover(Path(path_or_id))
+    path = recover(existing := check_source(path_or_id))
     if path.is_dir():
         return path
-    if path.exists() or not isinstance(path_or_id, str) or not _ID.fullmatch(path_or_id):
+    if existing.exists() or not isinstance(path_or_id, str) or not _ID.fullmatch(path_or_id):
         expected = "a folder, or a hub id such as org/name"
         raise CheckpointError("Neither an existing folder nor a valid hub id.", where=os.fspath(path_or_id), expected=expected)
     return Repository(path_or_id, **hub)
+
+
+def check_source(path_or_id: object) -> Path:
+    """What is to be loaded as a path, which need not exist. Raises InputError for what can be neither a path nor a hub id."""
+    try:
+        path = Path(path_or_id)  # type: ignore[arg-type]
+        path.exists()
+    except (TypeError, ValueError, OSError) as error:  # of another type, with a NUL, too long
+        got, expected = f"{str(path_or_id)[:60]!r}: {error}"[:200], "a folder, or a hub id such as org/name"
+        raise InputError("Not a path.", where="pretrained_model_name_or_path", got=got, expected=expected) from None
+    return path
 
 
 def _can_go_without(name: str, names: Collection[str]) -> bool:
@@ -101,6 +122,8 @@ def locate(path_or_id: PathLike, *, files: Collection[str], choose: Choice | Non
         hub: `HUB_OPTIONS`. `revision`, a branch, tag or commit, is resolved to a commit once, by the one request for the list of its files.
             Where the hub gives none, what the cache holds of the revision is used, with a warning.
     """
+    if subfolder is not None and not isinstance(subfolder, str):
+        raise InputError("Not the name of a folder.", where="subfolder", got=subfolder, expected="a string, such as 'unet'")
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     found = _find(path_or_id, hub)
     if isinstance(found, Path):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 import importlib
 import logging
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any
 import torch
@@ -17,8 +18,7 @@ from ..models.base import Model
 from .files import PathLike, check_outward_links, listing, read_json
 from .hub import HUB_OPTIONS, locate
 from .index import building, is_transformers, quiet_transformers
-from .pickles import read_pickled
-from .plan import available_variants, component_files, plan, weight_paths
+from .plan import Plan, available_variants, component_files, plan, weight_paths
 from .save import read_whole
 from .weights import Weights, load_weights
 
@@ -26,6 +26,7 @@ __all__ = ["DType", "check_dtype", "component_errors", "load_component", "load_m
 
 DType = torch.dtype | str | None  # "auto": as stored
 logger = logging.getLogger("darkroom")
+_COUNT = re.compile(r"^num_|_(size|dim|layers|heads|embeddings)$")  # names of what there is at least one of
 _MEANINGLESS = ("low_cpu_mem_usage", "mirror", "offload_state_dict", "resume_download")  # accepted from older programs
 _FACTORIES = frozenset(getattr(torch, name) for name in "empty zeros ones full rand randn arange linspace eye tensor empty_strided".split())
 _FILLERS = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_}) | {
@@ -65,6 +66,19 @@ def skeleton(weights: Weights, name: str, where: object) -> Iterator[None]:
     except Exception as error:  # a value of the file that the class cannot use
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"The configuration does not describe a {name}.", where=where, got=reason) from error
+
+
+def open_weights(folder: Path, chosen: Plan) -> Weights:
+    """The planned files, with their headers read. Raises CheckpointError if an index and the files that it names disagree."""
+    weights = Weights(weight_paths(folder, chosen))
+    if chosen.index is not None:
+        said = read_json(folder / chosen.index)["weight_map"]
+        lies = {name: path.name for name, path in weights.files.items()}
+        if wrong := sorted(name for name in {*said, *lies} if said.get(name) != lies.get(name)):
+            got, expected = f"{wrong[0][:100]} in {lies.get(wrong[0])}", f"in {said.get(wrong[0])}, by the index"
+            what = f"{len(wrong)} tensors are not where the index says."
+            raise CheckpointError(what, where=folder / chosen.index, got=got, expected=expected)
+    return weights
 
 
 def check_dtype(dtype: object, where: str) -> None:
@@ -112,7 +126,7 @@ def _load(
     config = {**read_json(where), **changes}
     if "_class_name" not in config and ("architectures" in config or "model_type" in config):
         raise CheckpointError("The folder holds a model of transformers.", where=where, expected=cls.__name__)
-    weights = Weights(weight_paths(folder, plan(listing(folder), where=folder, dtype=dtype, **choice)))
+    weights = open_weights(folder, plan(listing(folder), where=folder, dtype=dtype, **choice))
     with skeleton(weights, cls.__name__, where):
         model = cls.from_config(config)
     if foreign := sorted(name for name in model.config.extra if not name.startswith("_")):
@@ -145,11 +159,14 @@ def _transformers_model(
     **_: Any,
 ) -> Any:
     chosen = plan(listing(folder), stem="model", variant=variant, use_safetensors=use_safetensors, where=folder)
-    files, safe, where = weight_paths(folder, chosen), chosen.format == "safetensors", folder / "config.json"
-    weights = Weights(files)  # for the errors, which name the file
-    read_json(where)
+    weights, where = open_weights(folder, chosen), folder / "config.json"
+    content = read_json(where)
+    part = content.get(cls.config_class.base_config_key)
+    if isinstance(part, dict) and content.get("model_type") != cls.config_class.model_type:
+        content = part  # a checkpoint of a larger model, of which this is a part
+    _check_numbers(content, where)
     with skeleton(weights, cls.__name__, where), quiet_transformers():
-        config = cls.config_class.from_pretrained(folder, local_files_only=True)
+        config = cls.config_class.from_dict(content)
         network = cls(config)
     state, prefix = network.state_dict(), f"{cls.base_model_prefix}."
     for name, entry in weights.entries.items():  # as far as names tell: transformers renames some
@@ -158,7 +175,7 @@ def _transformers_model(
             got, expected = f"{entry.shape}, {entry.dtype}", f"{tuple(own.shape)}, {'floats' if own.is_floating_point() else own.dtype}"
             raise CheckpointError("A tensor of another shape or kind.", where=f"{weights.files[name]}: {name}", got=got, expected=expected)
     held = sum(t.numel() for t in state.values())
-    if held > 2 * (stored := sum(prod(e.shape) for e in weights.entries.values())) + 2**26:
+    if held > 2 * (stored := sum(math.prod(e.shape) for e in weights.entries.values())) + 2**26:
         raise CheckpointError(
             "The configuration describes a far larger network than the weight files hold.", where=where, got=held, expected=stored
         )
@@ -168,16 +185,24 @@ def _transformers_model(
         floats = [e.dtype for e in weights.entries.values() if e.dtype.is_floating_point]
         dtype = max(floats, key=floats.count, default=None)
     options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
-    if not safe:  # its own reader of pickles allows more than ours
-        options["state_dict"] = {name: tensor for path in files for name, tensor in read_pickled(path).items()}
-    with quiet_transformers():
-        options |= {"config": config, "variant": variant, "use_safetensors": safe, "local_files_only": True, "output_loading_info": True}
-        model, report = cls.from_pretrained(folder if safe else None, **options)
+    with quiet_transformers():  # given the tensors, mapped by our own readers, it opens no file
+        tensors = weights.mapped(weights.entries)
+        model, report = cls.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True, **options)
     if missing := sorted(map(str, report["missing_keys"])):
-        raise CheckpointError(f"{len(missing)} tensors are not in the weight files.", where=files[0], got=", ".join(missing[:5]))
+        raise CheckpointError(f"{len(missing)} tensors are not in the weight files.", where=where, got=", ".join(missing[:5]))
     if progress is not None:
         progress(weights.nbytes)
     return model.eval().to(device)
+
+
+def _check_numbers(content: Mapping[str, Any], where: Path) -> None:
+    """Raise CheckpointError for a number in a configuration of transformers that none of its networks can have."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            _check_numbers(value, where)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if (number and not math.isfinite(value)) or (isinstance(value, int) and _COUNT.search(name) and not 0 < value <= 10**9):
+            raise CheckpointError("A configuration with a number that has no meaning.", where=where, got=f"{name}: {value}")
 
 
 def _check_texts(cls: Any, folder: Path, names: list[str]) -> None:
@@ -213,7 +238,7 @@ def component_errors(name: str, cls: type, folder: Path) -> Iterator[None]:
 def size_of(weights: Weights, dtype: DType) -> int:
     """Bytes of a network's tensors once they are loaded in a dtype."""
     cast = dtype if isinstance(dtype, torch.dtype) else torch.float32 if dtype is None else None
-    return sum(prod(e.shape) * (cast if cast and e.dtype.is_floating_point else e.dtype).itemsize for e in weights.entries.values())
+    return sum(math.prod(e.shape) * (cast if cast and e.dtype.is_floating_point else e.dtype).itemsize for e in weights.entries.values())
 
 
 def load_component(name: str, cls: Any, folder: Path, *, variant: str | None = None, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from .._public import NAMES
 from ..config import FORMAT_VERSION
 from ..errors import CheckpointError, DarkroomError, InputError
 from .files import PathLike, check_links, check_outward_links, inside
-from .hub import HUB_OPTIONS, listing_of, locate, newer_commit, push_folder
+from .hub import HUB_OPTIONS, check_source, listing_of, locate, newer_commit, push_folder
 from .index import INDEX_NAME, ModelIndex, check_kind, component_class, without_collector
 from .models import DType, check_dtype, component_errors, load_component, size_of
 from .placement import plan_devices
@@ -116,7 +116,7 @@ def load_pipeline(cls: type[DiffusionPipeline], source: PathLike, given: Mapping
     names = ("trust_remote_code", "custom_pipeline", "device_map", "max_memory", "disable_mmap", "strict", "load_connected_pipeline")
     options |= {name: given.pop(name) for name in (*names, "custom_revision") if name in given}
     options["given"] = {n: v for n, v in given.items() if n not in _IGNORED}
-    root = Path(source)
+    root = check_source(source)
     return read_whole(root, lambda _: _load(cls, source, hub, **options)) if root.is_dir() else _load(cls, source, hub, **options)
 
 
@@ -167,6 +167,10 @@ def _load(
         given = {**_connected(cls, folder, given, dtype, choice, hub), **given}
     cls._check_names(sorted(given))
     values = {n: v for n, v in given.items() if n in names}
+    for name, value in values.items():
+        if isinstance(value, (str, bytes, int, float, list, tuple, dict)):
+            expected, fix = annotations.get(name) or "a loaded component", "Load it first, such as with AutoModel.from_pretrained."
+            raise InputError("Not a component.", where=name, got=value, expected=expected, fix=fix)
     wanted = {n: entry for n in names if n not in values and (entry := index.components.get(n)) is not None}
     if missing := [n for n in names if n not in wanted and values.get(n) is None and n not in optional]:
         fix = "Pass them as keyword arguments, or load the class that the checkpoint names."

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 from ..checkpoints.files import PathLike
-from ..config import Configurable
+from ..config import Configurable, check_network
 from ..core.attention import Attend, backend, sdpa
 from ..errors import ConfigError
 from ..outputs import Output
@@ -31,6 +31,7 @@ class Model(Configurable, nn.Module):
     def _assemble(self, config: Any) -> None:
         nn.Module.__init__(self)
         self.config = config
+        check_network(config, type(self).__name__)
         self.build(config)
         for name, module in self.named_modules():
             if hasattr(module, "site"):
