@@ -98,7 +98,7 @@ def _pipeline_class(index: ModelIndex, folder: Path, trust: bool) -> type[Diffus
     try:
         cls = component_class("_class_name", "diffusers", name)
     except DarkroomError:
-        fix = "Load it with the class of darkroom that fits, such as StableDiffusionPipeline.from_pretrained."
+        fix = "Load it with the pipeline class of darkroom that fits its components."
         raise CheckpointError("A pipeline of a class that darkroom does not know.", where=where, got=name, fix=fix) from None
     if not issubclass(cls, DiffusionPipeline) or not cls.declared().components:
         raise CheckpointError("Not a class of pipelines that run.", where=where, got=name)
@@ -188,7 +188,7 @@ def _load(
         check_kind(name, classes[name], annotations.get(name, ""))
     folders = {n: folder if n in plan.flat else folder / n for n in wanted}  # in the root, if there is just one network
     sizes = {}
-    for name in wanted.keys() & plan.weights.keys():
+    for name in (n for n in wanted if n in plan.weights):
         with component_errors(name, classes[name], folders[name]):
             sizes[name] = size_of(Weights(weight_paths(folders[name], plan.weights[name])), dtypes[name])
     devices = plan_devices(sizes, "cpu" if device_map is None else device_map, max_memory)
