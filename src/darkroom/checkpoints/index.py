@@ -162,7 +162,7 @@ def check_kind(name: str, cls: type, annotation: str) -> None:
             home = "schedulers.base" if part == "Scheduler" else NAMES.get(part, "")
             wanted.add(_kind(getattr(importlib.import_module(f"darkroom.{home}"), part)))
         elif part in _FILED:
-            wanted.add("network")
+            wanted.add(_kind(getattr(importlib.import_module(f"darkroom.{_FILED[part][1]}"), part)))
         elif part != "None":
             import transformers
 
