@@ -110,7 +110,8 @@ def check_network(config: Config, owner: str) -> None:
             parts += part if isinstance(part, tuple) and len(part) <= MOST else ()
             flat.append(part)
         integers = [v for v in flat if isinstance(v, int) and not isinstance(v, bool)]
-        wrong = not fits(value, hint) or len(flat) > MOST or any(isinstance(v, tuple) and len(v) > MOST for v in flat)
+        absent = value is None and hint not in (bool, float)  # checkpoints write null for what they do not use
+        wrong = not (absent or fits(value, hint)) or len(flat) > MOST or any(isinstance(v, tuple) and len(v) > MOST for v in flat)
         wrong |= any(isinstance(v, float) and not math.isfinite(v) for v in flat) or any(not 0 <= v <= LARGEST for v in integers)
         positive = isinstance(default, float) and default > 0 and isinstance(value, (int, float))
         if wrong or (positive and value <= 0):

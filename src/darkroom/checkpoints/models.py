@@ -61,6 +61,9 @@ def skeleton(weights: Weights, name: str, where: object) -> Iterator[None]:
     try:
         with building, _Skeleton(8 * len(weights.entries) + 1000, where):
             yield
+    except ConfigError as error:
+        what, place = f"The configuration does not describe a {name}.", f"{where}, {error.where}"
+        raise CheckpointError(what, where=place, got=error.got, expected=error.expected, fix=error.fix) from error
     except DarkroomError:
         raise
     except Exception as error:  # a value of the file that the class cannot use
