@@ -10,12 +10,13 @@ import numbers
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+import numpy as np
 from .errors import ConfigError
 
 __all__ = ["FORMAT_VERSION", "Config", "Configurable", "check_network", "fits", "hints_of"]
 
 MOST, LARGEST = 1000, 10**8  # entries of an option, its largest whole number
-_KINDS: dict[Any, Any] = {bool: (bool, types.NoneType), int: numbers.Integral, float: numbers.Real}
+_KINDS: dict[Any, Any] = {bool: (bool, np.bool_, types.NoneType), int: numbers.Integral, float: numbers.Real}
 FORMAT_VERSION = "0.42.1"  # the version of the checkpoint layout that is written: `_diffusers_version`
 _BOOKKEEPING = ("_class_name", "_diffusers_version", "_use_default_values")
 

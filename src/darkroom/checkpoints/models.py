@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from ..config import Configurable
 from ..errors import CheckpointError, ConfigError, DarkroomError, InputError
 from ..models.base import Model
-from .files import PathLike, check_outward_links, listing, read_json
-from .hub import HUB_OPTIONS, locate
+from .files import PathLike, check_outward_links, is_safe, listing, read_json
+from .hub import HUB_OPTIONS, check_source, locate
 from .index import building, is_transformers, quiet_transformers
 from .plan import Plan, available_variants, component_files, plan, weight_paths
 from .save import read_whole
@@ -107,10 +107,15 @@ def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None
         raise ConfigError("No such option.", where=f"{cls.__name__}.from_pretrained", got=", ".join(unknown), expected=", ".join(names))
     check_dtype(reading.get("dtype"), "dtype")
     choose = lambda names, folder: component_files(names, where=folder, dtype=reading.get("dtype"), **choice)  # noqa: E731
-    folder = locate(path, files=[cls.config_name], choose=choose, subfolder=subfolder, **hub)
-    if not follow_links:
-        check_outward_links(folder)
-    return read_whole(folder, lambda folder: _load(cls, folder, changes, choice, **reading))
+
+    def load(_: Path) -> Model:
+        folder = locate(path, files=[cls.config_name], choose=choose, subfolder=subfolder, **hub)
+        if not follow_links:
+            check_outward_links(folder)
+        return _load(cls, folder, changes, choice, **reading)
+
+    held = check_source(path)
+    return read_whole(held / subfolder if isinstance(subfolder, str) and is_safe(subfolder) else held, load)
 
 
 def _load(

@@ -117,7 +117,7 @@ def load_pipeline(cls: type[DiffusionPipeline], source: PathLike, given: Mapping
     options |= {name: given.pop(name) for name in (*names, "custom_revision") if name in given}
     options["given"] = {n: v for n, v in given.items() if n not in _IGNORED}
     root = check_source(source)
-    return read_whole(root, lambda _: _load(cls, source, hub, **options)) if root.is_dir() else _load(cls, source, hub, **options)
+    return read_whole(root, lambda _: _load(cls, source, hub, **options))
 
 
 def _tell_of_updates(source: PathLike, hub: Mapping[str, Any]) -> None:

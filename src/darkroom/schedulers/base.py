@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 import numbers
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, get_args
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from .. import schedulers
 from ..checkpoints.files import PathLike, read_json
 from ..checkpoints.hub import HUB_OPTIONS, locate
 from ..checkpoints.save import write_text_atomic
-from ..config import Config, Configurable
+from ..config import Config, Configurable, fits, hints_of
 from ..errors import ConfigError, InputError
 from ..outputs import Output
 from . import process
@@ -27,7 +26,6 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 LEADING, LINSPACE = ("leading", "linspace", "trailing"), ("linspace", "leading", "trailing")  # the default spacing first
 LARGEST_TABLE = 1_000_000  # a file may ask for any number; this bounds what it costs
-KINDS: dict[Any, Any] = {bool: (bool, np.bool_, types.NoneType), int: numbers.Integral, float: numbers.Real}  # for a switch, None is off
 
 
 @dataclass
@@ -39,16 +37,6 @@ class SchedulerOutput(Output):
 
 
 Stepped = SchedulerOutput | tuple[Tensor, ...]  # what `step` returns
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a configuration is one of its annotation's."""
-    origin, choices = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, choice) for choice in choices)
-    if origin is Literal:
-        return isinstance(value, (str, numbers.Integral, types.NoneType)) and value in choices
-    return isinstance(value, KINDS.get(hint, origin or hint)) and (hint is bool or not isinstance(value, bool))
 
 
 class Scheduler(Configurable):
@@ -69,11 +57,11 @@ class Scheduler(Configurable):
     def _assemble(self, config: Config) -> None:
         """Check the configuration, then build tables and the timesteps that hold before `set_timesteps`."""
         self.config = config
-        hints = get_type_hints(type(config))
+        hints = hints_of(type(config))
         for name in config.names():
             value, hint = config[name], hints[name]
             no_number = isinstance(value, numbers.Real) and not abs(value) < 1e308 and value != getattr(type(config), name)  # type: ignore[operator]
-            if no_number or not _fits(value, hint):
+            if no_number or not fits(value, hint):
                 self._refuse(name, value, ", ".join(getattr(a, "__name__", str(a)) for a in get_args(hint)) or hint.__name__)
         if not 1 <= config["num_train_timesteps"] <= LARGEST_TABLE:
             self._refuse("num_train_timesteps", config["num_train_timesteps"], f"1 to {LARGEST_TABLE}")
@@ -99,7 +87,6 @@ class Scheduler(Configurable):
 
     def save_pretrained(self, save_directory: PathLike) -> None:
         """Write `scheduler_config.json` into the folder, whole or not at all."""
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
         write_text_atomic(Path(save_directory) / self.config_name, self.to_json())
 
     def __repr__(self) -> str:
@@ -226,6 +213,10 @@ class KarrasScheduler(Scheduler):
         if isinstance(config.trained_betas, (np.ndarray, Tensor)):
             config = config.replace(trained_betas=config.trained_betas.tolist())
         super()._assemble(config)
+        if len(config.trained_betas or ()) > LARGEST_TABLE:
+            self._refuse("trained_betas", f"{len(config.trained_betas)} of them", f"at most {LARGEST_TABLE}")
+        if abs(offset := self._option("steps_offset", 0)) > config.num_train_timesteps:
+            self._refuse("steps_offset", offset, f"at most {config.num_train_timesteps}, the number of training timesteps")
         betas = process.betas(*(config[name] for name in BetaConfig.names()))
         self.betas = process.zero_snr(betas) if self._option("rescale_betas_zero_snr") else betas
         self.alphas = 1.0 - self.betas
