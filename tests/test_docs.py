@@ -9,7 +9,15 @@ import pytest
 from darkroom import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/quickstart.md", "docs/pipelines.md", "docs/schedulers.md", "docs/errors.md"]
+PAGES = [
+    "README.md",
+    "docs/quickstart.md",
+    "docs/pipelines.md",
+    "docs/schedulers.md",
+    "docs/errors.md",
+    "docs/checkpoints.md",
+    "docs/security.md",
+]
 
 
 def blocks(page: str, language: str) -> list[str]:

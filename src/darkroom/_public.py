@@ -1,6 +1,10 @@
 """The public names and where each is defined: one static table, read without importing torch."""
 
-__all__ = ["NAMES"]
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+__all__ = ["NAMES", "lazy"]
 
 _BY_MODULE = {
     "core.guidance": "CFG PAG SAG",
@@ -69,3 +73,14 @@ _BY_MODULE = {
 }
 
 NAMES: dict[str, str] = {name: module for module, names in _BY_MODULE.items() for name in names.split()}
+
+
+def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose names are imported on first use: name -> module inside the package."""
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return get, lambda: sorted(homes)

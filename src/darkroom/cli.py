@@ -1,4 +1,4 @@
-"""The command line: `darkroom generate PROMPT` makes pictures, `darkroom show FILE` tells how one was made."""
+"""The command line: `darkroom generate` makes pictures, `show` tells how one was made, `inspect` and `pull` look at and fetch checkpoints."""
 
 from __future__ import annotations
 import ast
@@ -110,6 +110,66 @@ def show(
     echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
+@app.command()
+def inspect(
+    model: Annotated[str, Argument(help="A folder or a hub id.", show_default=False)],
+    dtype: Annotated[str | None, Option(help="Compute memory for float32, float16 or bfloat16.", show_default="as stored")] = None,
+    size: Annotated[str | None, Option(metavar="WxH", help="Of the picture, in pixels.", show_default="what it was trained for")] = None,
+    variant: Annotated[str | None, Option(help="Such as fp16; auto takes what suits the dtype.")] = None,
+    revision: Annotated[str | None, Option(help="Branch, tag or commit of a hub repository.")] = None,
+    as_json: Annotated[bool, Option("--json", help="As a JSON object, sizes in bytes.")] = False,
+) -> None:
+    """Tell what a checkpoint is made of and what it needs. Of a hub repository only configurations and headers are fetched."""
+    import torch
+    from .checkpoints.inspection import inspect_checkpoint
+
+    width, height = _size(size)
+    cast = None if dtype is None else getattr(torch, _dtype(dtype))
+    found = inspect_checkpoint(model, dtype=cast, height=height, width=width, variant=variant, revision=revision)
+    if as_json:
+        echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    title, notes = str(found).partition("\n")[0], str(found).split("\n")[2 + len(found.parts) :]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("component", "class", "parameters", "stored as", "weights", f"in {found.dtype}"):
+        table.add_column(name, no_wrap=True, overflow="ignore")
+    for row in found.rows():
+        table.add_row(*row)
+    Console(highlight=False, width=150).print(title, table, "\n".join(notes), sep="\n")  # of its own width, whatever the terminal's
+
+
+@app.command()
+def pull(
+    model: Annotated[str, Argument(help="A hub id.", show_default=False)],
+    variant: Annotated[str | None, Option(help="Such as fp16; auto takes what suits the dtype.")] = None,
+    revision: Annotated[str | None, Option(help="Branch, tag or commit.")] = None,
+    check: Annotated[bool, Option("--check", help="Only say whether the hub has a newer commit than the cache.")] = False,
+) -> None:
+    """Fetch a checkpoint into the cache, so that it loads without a connection."""
+    from .checkpoints.hub import newer_commit
+    from .checkpoints.pipelines import fetch_pipeline
+
+    if check:
+        newer = newer_commit(model, revision=revision)
+        echo(f"{model}: the hub has a newer commit, {newer}" if newer else f"{model}: up to date")
+    else:
+        echo(fetch_pipeline(model, variant=variant, revision=revision)[0])
+
+
+@app.command()
+def schedulers(
+    plot: Annotated[Path | None, Option(metavar="DIR", help="Draw noise schedules and the placement of steps into this folder.")] = None,
+) -> None:
+    """List the schedulers: what they sample, order, evaluations per step, whether they draw noise, and where they come from."""
+    from .schedulers import listing
+
+    echo("\n".join(listing.table() if plot is None else map(str, listing.plot(plot))))
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """The program. Exit codes: 0, 2 for arguments and files that cannot be used, 130 when interrupted."""
     try:
@@ -143,6 +203,12 @@ def _targets(output: Path | None, num: int) -> Iterator[Path]:
     return files if output else (file for file in files if not file.exists())
 
 
+def _dtype(name: str) -> str:
+    if name not in (names := ("float32", "float16", "bfloat16")):
+        raise InputError("No such dtype.", where="--dtype", got=name, expected=", ".join(names))
+    return name
+
+
 def _plain(name: str) -> str:
     """EulerDiscreteScheduler, euler-discrete and Euler are one."""
     return re.sub(r"[^a-z0-9]", "", name.lower()).removesuffix("scheduler").removesuffix("discrete")
@@ -153,13 +219,11 @@ def _load(model: str, dtype: str, device: str | None, scheduler: str | None) -> 
     import torch
     from .pipeline import DiffusionPipeline
 
-    if dtype not in (names := ("float32", "float16", "bfloat16")):
-        raise InputError("No such dtype.", where="--dtype", got=dtype, expected=", ".join(names))
     try:
         place = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without that kind of device
         raise InputError("No such device.", where="--device", got=f"{device}: {error}", expected="cpu or cuda") from None
-    pipe = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+    pipe = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, _dtype(dtype)))
     if scheduler is not None:
         kinds = {_plain(kind.__name__): kind for kind in pipe.scheduler.compatibles}
         if (kind := kinds.get(_plain(scheduler))) is None:

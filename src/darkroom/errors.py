@@ -12,15 +12,16 @@ def _short(value: object, limit: int) -> str:
 
 class DarkroomError(Exception):
     """The root of darkroom's errors.
-
     `what` is one sentence on what went wrong, `where` the component, argument or file that it concerns, `got` what was found there,
     `expected` what would have been right and `fix` what the reader can do about it.
     """
 
     def __init__(self, what: str, *, where: object = None, got: object = None, expected: object = None, fix: str | None = None):
         self.what, self.where, self.got, self.expected, self.fix = what, where, got, expected, fix
-        limits = {"where": 300, "got": 300, "expected": 300, "fix": 400}
-        parts = {"where": None if where is None else str(where), "got": got, "expected": expected, "fix": fix}
+        limits = {"where": 500, "got": 300, "expected": 300, "fix": 400}
+        place = None if where is None else str(where)
+        place = place if place is None or len(place) <= 450 else f"{place[:100]}...{place[-300:]}"  # the file's name is at the end
+        parts = {"where": place, "got": got, "expected": expected, "fix": fix}
         lines = [f"  {name + ':':<9} {_short(part, limits[name])}" for name, part in parts.items() if part is not None]
         super().__init__("\n".join([_short(what, 600), *lines])[:LONGEST])
 

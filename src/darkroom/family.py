@@ -13,9 +13,8 @@ from torch import Generator, Tensor
 from .core.codec import LatentCodec
 from .core.guidance import CFG
 from .core.inputs import Inputs, combine, field, signature
-from .core.loop import denoise
+from .core.loop import batched, denoise
 from .core.media import tensor_to_images
-from .core.predict import batched
 from .core.types import Branch, Conditioning, Guidance, Run, Task
 from .errors import InputError
 from .outputs import Output
@@ -46,7 +45,6 @@ class CallInputs(Inputs):
 
 class Family(DiffusionPipeline):
     """The base of darkroom's pipelines.
-
     A family sets components (annotations), `codec`, `inputs`, and implements `encode` and `denoise_once`. A concrete class adds a `task` and,
     where it has them, guidance `terms`. From these follow the signature of the call, its checks, and the loop.
     """

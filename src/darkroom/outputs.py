@@ -9,7 +9,6 @@ __all__ = ["Output"]
 
 class Output(Mapping[Any, Any]):
     """A dataclass whose fields are also items: `out.sample`, `out["sample"]`, `out[0]` and `(sample,) = out.to_tuple()`.
-
     A field that is None does not count for indexes, keys and tuples.
     """
 

@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import logging
+import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -17,12 +18,14 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from .checkpoints.files import PathLike
+    from .checkpoints.inspection import Inspection
+    from .checkpoints.placement import DevicePlan
     from .core.types import Run
 
 __all__ = ["DiffusionPipeline"]
 
 logger = logging.getLogger("darkroom")
-DType = torch.dtype | Mapping[str, torch.dtype] | None
+DType = torch.dtype | str | Mapping[str, torch.dtype] | None
 
 
 class PipelineConfig(dict[str, Any]):
@@ -36,7 +39,7 @@ class PipelineConfig(dict[str, Any]):
 
 
 class Declared(NamedTuple):
-    """What a pipeline class is made of. `annotations` is empty where a constructor written by hand says it."""
+    """What a pipeline class is made of, in order; `optional` components may be None. Without `annotations` where its own constructor says it."""
 
     components: tuple[str, ...]
     optional: frozenset[str]
@@ -46,48 +49,51 @@ class Declared(NamedTuple):
 
 class DiffusionPipeline:
     """The base of all pipelines.
-
     A pipeline names its components by annotations (`unet: UNet2DConditionModel`; `X | None` marks an optional one), or, in a class of your own, by
     the parameters of its `__init__`, which calls `register_modules`. Components are attributes; assigning one updates the configuration.
     """
 
     options: ClassVar[Mapping[str, Any]] = {}  # values beside the components in model_index.json, with their defaults
     settings: ClassVar[Mapping[str, Any]] = {}  # arguments of the constructor that are not written there
+    connected: ClassVar[tuple[str, ...]] = ()  # fields of the checkpoint's card that name further pipelines, whose components join this one
 
     config_name: ClassVar[str] = "model_index.json"
     config: PipelineConfig
     _progress: Mapping[str, Any]
     _runs: weakref.WeakSet[Run]
+    device_plan: DevicePlan | None  # where components are, if `device_map` said so
 
     def __new__(cls, *args: Any, **values: Any) -> Self:
         self = super().__new__(cls)
-        self.__dict__.update(config=PipelineConfig(), _progress={}, _runs=weakref.WeakSet())
+        self.__dict__.update(config=PipelineConfig(), _progress={}, _runs=weakref.WeakSet(), device_plan=None)
         return self
 
     def __init__(self, *args: Any, **values: Any):
         cls = type(self)
-        if not cls.declared().annotations:
+        components, optional, options, annotations = cls.declared()
+        if not annotations:
             return  # a constructor written by hand registers its components itself
-        names = [*cls.component_names(), *cls.option_defaults()]
+        names = [*components, *options]
         values = {**dict(zip(names, args)), **values}
         cls._check_names([*values, *args[len(names) :]])
-        if missing := [n for n in cls.component_names() if n not in values and n not in cls.optional_names()]:
+        if missing := [n for n in components if n not in values and n not in optional]:
             raise InputError("Components are missing.", where=cls.__name__, got=sorted(values), expected=", ".join(missing))
-        self.register_modules(**{n: values.get(n) for n in cls.component_names()})
+        self.register_modules(**{n: values.get(n) for n in components})
         self.register_to_config(**{n: values.get(n, default) for n, default in self.options.items()})
         self.__dict__.update({n: values.get(n, default) for n, default in self.settings.items()})
 
     @classmethod
     def _check_names(cls, given: Iterable[Any]) -> None:
-        names = [*cls.component_names(), *cls.option_defaults()]
+        names = [*cls.declared().components, *cls.declared().options]
         if unknown := [name for name in given if name not in names]:
             raise InputError("No such component or option.", where=cls.__name__, got=unknown, expected=", ".join(names))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.declared().annotations:
-            defaults: dict[str, Any] = dict.fromkeys(cls.optional_names()) | cls.option_defaults()
-            names = sorted([*cls.component_names(), *cls.option_defaults()], key=defaults.__contains__)
+        components, optional, options, annotations = cls.declared()
+        if annotations:
+            defaults: dict[str, Any] = dict.fromkeys(optional) | dict(options)
+            names = sorted([*components, *options], key=defaults.__contains__)
             make, kind = inspect.Parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD
             cls.__signature__ = inspect.Signature([make(n, kind, default=defaults.get(n, make.empty)) for n in names])  # type: ignore[attr-defined]
 
@@ -108,20 +114,6 @@ class DiffusionPipeline:
                 found |= {n: str(a) for n, a in own.items() if not n.startswith("_") and "ClassVar" not in str(a)}
         optional = frozenset(n for n, a in found.items() if "None" in a or "Optional" in a)
         return Declared(tuple(found), optional, {**cls.options, **cls.settings}, found)
-
-    @classmethod
-    def component_names(cls) -> tuple[str, ...]:
-        """The components this class is made of, in the order of its declaration."""
-        return cls.declared().components
-
-    @classmethod
-    def optional_names(cls) -> frozenset[str]:
-        """The components that may be None."""
-        return cls.declared().optional
-
-    @classmethod
-    def option_defaults(cls) -> dict[str, Any]:
-        return dict(cls.declared().options)
 
     def register_modules(self, **components: Any) -> None:
         """Make these objects components of the pipeline, under these names."""
@@ -147,8 +139,7 @@ class DiffusionPipeline:
     @property
     def components(self) -> dict[str, Any]:
         """The components by name, None included. `OtherPipeline(**pipe.components)` builds on the same objects."""
-        options = self.option_defaults()
-        names = (n for n, v in self.config.items() if isinstance(v, tuple) and len(v) == 2 and n not in options)
+        names = (n for n, v in self.config.items() if isinstance(v, tuple) and len(v) == 2 and n not in self.declared().options)
         return {n: self.__dict__[n] for n in names if n in self.__dict__}
 
     def _modules(self) -> list[nn.Module]:
@@ -167,7 +158,6 @@ class DiffusionPipeline:
 
     def to(self, *args: Any, device: Any = None, dtype: torch.dtype | None = None, silence_dtype_warnings: bool = False) -> Self:
         """Move every network to a device, a dtype or both: `to("cuda")`, `to(torch.float16)`, `to("cuda", torch.float16)`.
-
         In place; returns the pipeline. Pipelines made from this one share the weights, so they move too.
         """
         for value in args:
@@ -179,6 +169,9 @@ class DiffusionPipeline:
                 raise InputError("A device or dtype is given twice.", where="to", got=args, expected="one device, one dtype")
         if dtype is not None and not dtype.is_floating_point:
             raise InputError("Networks compute in floating point.", where="dtype", got=dtype, expected="such as torch.float16")
+        if device is not None and self.device_plan is not None and len(set(self.device_plan.values())) > 1:
+            fix = "Call reset_device_map() first."
+            raise InputError("The components were placed by device_map.", where="to", got=device, fix=fix)
         for module in self._modules():
             module.to(device=device, dtype=dtype)
         return self
@@ -194,15 +187,19 @@ class DiffusionPipeline:
         use_safetensors: bool | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Load a pipeline: on `DiffusionPipeline` of the class that the checkpoint names, on a concrete class of that class.
-
         Args:
             pretrained_model_name_or_path: a folder with `model_index.json`, or a hub id such as "org/name".
-            dtype: the dtype of all networks, or one per component with "default" for the rest; float32 where nothing is said.
-                `torch_dtype` is its older name.
-            variant: which weight files, such as "fp16"; components without such a file use their plain one.
-            use_safetensors: True refuses `.bin` files, False reads them.
-            kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` for the hub; options of the pipeline; components to
-                use instead of the checkpoint's (an object, or None to go without an optional one).
+            dtype: the dtype of all networks, or one per component with "default" for the rest; "auto" is as stored; float32 where nothing is
+                said. `torch_dtype` is its older name.
+            variant: which weight files, such as "fp16"; components without such a file use their plain one. "auto" takes what suits `dtype`.
+            use_safetensors: True refuses `.bin` files, False reads them; None reads them where there is nothing else.
+            kwargs: components to use instead of the checkpoint's (an object, or None to go without an optional one); options of the pipeline;
+                `device_map` ("balanced", "auto", a device, or one for each component) with `max_memory`, see `device_plan`;
+                `trust_remote_code=True` to run Python files of the checkpoint or of `custom_pipeline` (a .py file, or a folder or hub id that
+                has pipeline.py; `custom_revision`); `follow_links=False` to refuse files that are links out of the folder;
+                `disable_mmap=True` to read weights instead of mapping them; `strict=False` to allow missing tensors;
+                `check_for_updates=True` to be told of a newer commit; `revision`, `cache_dir`, `token`, `local_files_only`,
+                `force_download`, `proxies` for the hub.
         Raises:
             CheckpointError: the checkpoint cannot be used; names the component and the file.
         """
@@ -212,26 +209,78 @@ class DiffusionPipeline:
         return load_pipeline(cls, pretrained_model_name_or_path, kwargs, dtype=dtype, variant=variant, use_safetensors=use_safetensors)
 
     def save_pretrained(
-        self, save_directory: PathLike, *, variant: str | None = None, max_shard_size: int | str = "10GB", safe_serialization: bool = True
-    ) -> None:
+        self, save_directory: PathLike, *, variant: str | None = None, max_shard_size: int | str = "10GB", safe_serialization: bool = True,
+        push_to_hub: bool = False, **hub: Any,
+    ) -> None:  # fmt: skip
         """Write every component and `model_index.json` into a folder, whole or not at all; other variants that it holds stay.
-
         `variant` goes into the weight files' names, as in `diffusion_pytorch_model.fp16.safetensors`; weights beyond `max_shard_size` ("10GB" or
-        bytes) are split over several files; `safe_serialization=False` writes pickles (`.bin`).
+        bytes) are split over several files; `safe_serialization=False` writes pickles (`.bin`). `push_to_hub` uploads the folder then, to
+        `repo_id` (the folder's name if not given), with the options of `push_to_hub`.
         """
         from .checkpoints.pipelines import save_pipeline
 
-        save_pipeline(self, save_directory, variant=variant, max_shard_size=max_shard_size, safe_serialization=safe_serialization)
+        options = {"variant": variant, "max_shard_size": max_shard_size, "safe_serialization": safe_serialization}
+        save_pipeline(self, save_directory, push_to_hub=push_to_hub, hub=hub, **options)
+
+    @classmethod
+    def download(cls, pretrained_model_name_or_path: str, *, torch_dtype: DType = None, **kwargs: Any) -> str:
+        """Fetch what `from_pretrained` with these options would read, and return the local folder."""
+        from .checkpoints.hub import HUB_OPTIONS
+        from .checkpoints.pipelines import fetch_pipeline
+
+        choice = ("variant", "use_safetensors", "trust_remote_code", "custom_pipeline", "dtype", *HUB_OPTIONS)
+        options = {"dtype": torch_dtype, **{n: v for n, v in kwargs.items() if n in choice}}
+        return str(fetch_pipeline(pretrained_model_name_or_path, passed=kwargs.keys() - set(choice), **options)[0])
+
+    @staticmethod
+    def inspect(path: PathLike, **options: Any) -> Inspection:
+        """What a checkpoint is made of and what it needs, from configurations and headers alone: see `inspect_checkpoint`."""
+        from .checkpoints.inspection import inspect_checkpoint
+
+        return inspect_checkpoint(path, **options)
+
+    @staticmethod
+    def available_variants(path: PathLike, **hub: Any) -> dict[str, list[str]]:
+        """The variants that a checkpoint comes in, each with its components: `{"fp16": ["unet", "vae"]}`."""
+        from .checkpoints.pipelines import variants_of
+
+        return variants_of(path, **hub)
+
+    @classmethod
+    def from_single_file(cls, path: PathLike, *, dtype: DType = None, torch_dtype: DType = None, **kwargs: Any) -> Any:
+        """Load a pipeline from one file in the original layout of Stable Diffusion 1.x, 2.x or XL (`.safetensors` or `.ckpt`).
+
+        The configuration is read off the tensors. `config` (a folder), `original_config` (YAML) and `prediction_type` override it; further
+        arguments are components and options as for `from_pretrained`. Raises CheckpointError for a file of another kind.
+        """
+        from .checkpoints.single_file import load_single_file
+
+        return load_single_file(cls, path, dtype=torch_dtype if dtype is None else dtype, **kwargs)
+
+    def save_single_file(self, path: PathLike, *, dtype: torch.dtype | None = None) -> None:
+        """Write the weights as one file in the original layout, whole or not at all."""
+        from .checkpoints.single_file import save_single_file
+
+        save_single_file(self, path, dtype=dtype)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Save into a repository of the hub, and return the commit's address.
+        `options` are those of `save_pretrained`, and `private`, `token`, `commit_message`, `revision` and `create_pr`.
+        """
+        from .checkpoints.hub import push_folder
+
+        hub = {name: options.pop(name) for name in ("private", "token", "commit_message", "revision", "create_pr") if name in options}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **options)
+            return push_folder(folder, repo_id, **hub)
 
     @classmethod
     def from_pipe(
         cls, pipeline: DiffusionPipeline, *, dtype: torch.dtype | None = None, torch_dtype: torch.dtype | None = None, **kwargs: Any
     ) -> Self:
         """A pipeline of this class over the weights of another one, with a state of its own.
-
         Nothing is copied or recast: parameters are the same objects. Layers that are replaced, hooks, schedulers and attention functions of
         the new pipeline leave the source as it is, and the reverse.
-
         Args:
             pipeline: the source.
             dtype: gives the new pipeline private copies of the weights in that dtype; the source keeps its own.
@@ -267,7 +316,28 @@ class DiffusionPipeline:
         spare = {n.lstrip("_"): v for n, v in pipeline.config.items() if not isinstance(v, tuple) or len(v) != 2}
         new.config.update({"_" + n: v for n, v in spare.items() if n not in new.config})
         new.__dict__["_progress"] = dict(pipeline._progress)
+        if pipeline.device_plan is not None:
+            new._place(pipeline.device_plan)
         return new
+
+    def _place(self, plan: DevicePlan) -> None:
+        """Remember where components are; those away from the pipeline's device are called across."""
+        from .runtime.align import align
+
+        self.__dict__["device_plan"], home = plan, self.device
+        for name, module in self.components.items():
+            if isinstance(module, nn.Module) and name in plan and plan[name] not in (home, torch.device("meta")):
+                align(module, home)
+
+    @property
+    def hf_device_map(self) -> dict[str, str] | None:
+        """Component -> device, None without `device_map`."""
+        return None if self.device_plan is None else {name: str(device) for name, device in self.device_plan.items()}
+
+    def reset_device_map(self) -> None:
+        """Move every component to the CPU and forget where `device_map` had put it."""
+        self.__dict__["device_plan"] = None
+        self.to("cpu")
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of tqdm for this pipeline's bars; `disable=True` silences them."""

@@ -26,7 +26,6 @@ def load_image(
     image: Source, convert_method: Callable[[Image.Image], Image.Image] | None = None, *, allow_private: bool = False
 ) -> Image.Image:
     """A file's path, an http or https URL (at most 64 MiB) or a PIL image as RGB, or as `convert_method` gives it, upright as its EXIF data say.
-
     `allow_private` also follows URLs to addresses that are not public (loopback, local networks), and the environment's proxies. Without it, every
     address that the host and its redirects resolve to has to be public. InputError is raised for no such file, an address that is not allowed,
     a failed or too large download, no picture and over 178 million pixels.

@@ -2,34 +2,157 @@
 
 from __future__ import annotations
 import json
+import ntpath
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from darkroom.checkpoints.files import available_variants, inside, listing, parse_weight_name, pipeline_files, plan, read_json, weight_paths
+from darkroom.checkpoints.files import check_links, inside, is_safe, listing, read_json
+from darkroom.checkpoints.plan import available_variants, parse_weight_name, pipeline_files, plan, weight_paths
 from darkroom.errors import CheckpointError
 
 X = "diffusion_pytorch_model"
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "/etc/passwd", "a/../../b", "..\\b", "C:\\x", "C:x", "a\x00b", "__pycache__/x", "a/__init__.py", "//a", None, 3]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "/etc/passwd",
+        "a/../../b",
+        "..\\b",
+        "C:\\x",
+        "C:x",
+        "a\x00b",
+        "__pycache__/x",
+        "a/__init__.py",
+        "//a",
+        "a/.. /b",
+        "a.",
+        "a /b",
+        None,
+        3,
+    ],
 )
 def test_names_that_leave_the_folder_are_refused(name: object) -> None:
     with pytest.raises(CheckpointError):
         inside(Path("/root/folder"), name)
 
 
-@given(st.text(alphabet="ab./\\:_-", max_size=12))
-def test_whatever_is_allowed_lies_inside(name: str) -> None:
-    folder = Path("/root/folder")
+PARTS = st.one_of(
+    st.text(alphabet="ab./\\:_- ~", max_size=12),
+    st.sampled_from(
+        [
+            "..",
+            ".",
+            "...",
+            ".. ",
+            " ..",
+            "C:",
+            "c:\\",
+            "\\\\srv\\share",
+            "//srv/x",
+            "NUL",
+            "a:stream",
+            "~",
+            "~root",
+            "%2e%2e",
+            "unet",
+            "..;",
+        ]
+    ),
+)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=5), st.sampled_from(["/", "\\", "//", "/./"]))
+def test_whatever_is_allowed_lies_inside(parts: list[str], separator: str) -> None:
+    name = separator.join(parts)
     try:
-        path = inside(folder, name)
-    except CheckpointError:
+        path = inside(Path("/root/folder"), name)
+    except CheckpointError as error:
+        assert len(str(error)) < 500
         return
     assert os.path.normpath(path).startswith("/root/folder/")
+    for folder in ("C:\\root\\folder", "\\\\server\\share\\folder"):  # and where the same checkpoint is read on Windows
+        joined = ntpath.normpath(ntpath.join(folder, name))
+        assert joined.startswith(folder + "\\") and not PureWindowsPath(name).drive and not PureWindowsPath(name).root
+        assert all(part == part.rstrip(". ") for part in joined.split("\\"))  # what Windows drops from the ends of names
+
+
+@given(st.text(max_size=30))
+def test_any_text_at_all(name: str) -> None:
+    if is_safe(name):
+        assert PurePosixPath(name).parts and os.path.normpath(Path("/f") / name).startswith("/f/")
+        assert ntpath.normpath(ntpath.join("C:\\f", name)).startswith("C:\\f\\")
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/x.json", ".gitattributes", "a b/ü (1).json", "v1.5/x", "a/.hidden", "..a/b..c", "_x", " x", "-x", "~x", "a//b", "./a"]
+)
+def test_names_that_are_allowed(name: str) -> None:
+    assert is_safe(name)
+
+
+def snapshot(root: Path) -> Path:
+    """A repository in the hub's cache."""
+    repo, commit = root / "models--org--repo", "0123456789" * 4
+    folder = repo / "snapshots" / commit
+    (folder / "unet").mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    for i, name in enumerate(("model_index.json", "unet/config.json")):
+        (repo / "blobs" / f"{i:064x}").write_text("{}")
+        (folder / name).symlink_to(os.path.relpath(repo / "blobs" / f"{i:064x}", (folder / name).parent))
+    return folder
+
+
+def test_links_stay_inside(tmp_path: Path) -> None:
+    root, secret = tmp_path / "checkpoint", tmp_path / "secret.json"
+    (root / "unet").mkdir(parents=True)
+    (tmp_path / "shared").mkdir()
+    for path in (secret, root / "a.json", tmp_path / "shared" / "config.json", tmp_path / "checkpoint-2"):
+        path.write_text("{}")
+    (root / "unet" / "same.json").symlink_to("../a.json")
+    (root / "loop.json").symlink_to("loop.json")
+    good = [Path("a.json"), root / "a.json", Path("unet/same.json"), Path("loop.json"), Path("none.json"), Path("unet/../a.json")]
+    check_links(root, good)
+    (tmp_path / "link-to-root").symlink_to(root)
+    check_links(tmp_path / "link-to-root", [Path("a.json"), root / "a.json"])  # the folder itself may be a link
+    (root / "out.json").symlink_to(secret)
+    (root / "up.json").symlink_to("../secret.json")
+    (root / "twice.json").symlink_to("out.json")
+    (root / "vae").symlink_to(tmp_path / "shared")
+    (root / "beside").symlink_to(tmp_path / "checkpoint-2")  # whose name begins alike
+    for bad in ("out.json", "up.json", "twice.json", "vae/config.json", "vae/none.json", "beside", "../secret.json"):
+        with pytest.raises(CheckpointError, match="follow_links") as error:
+            check_links(root, [*good, Path(bad)])
+        assert Path(bad).name in str(error.value) and len(str(error.value)) < 2000
+
+
+def test_links_of_the_hubs_cache(tmp_path: Path) -> None:
+    folder = snapshot(tmp_path)
+    names = [Path("model_index.json"), Path("unet/config.json")]
+    check_links(folder, names)
+    (tmp_path / "linked").symlink_to(folder)
+    check_links(tmp_path / "linked", names)
+    other = snapshot(tmp_path / "other")
+    (folder / "x.json").symlink_to(other / "model_index.json")  # another repository's
+    (folder / "y.json").symlink_to("../../secret.json")
+    (folder / "z.json").symlink_to("../../blobs/../secret.json")
+    for bad in ("x.json", "y.json", "z.json"):
+        with pytest.raises(CheckpointError, match=bad):
+            check_links(folder, [Path(bad)])
+    with pytest.raises(CheckpointError):  # a part of a snapshot is no snapshot
+        check_links(folder / "unet", [Path("config.json")])
+    for name in ("blobs", "snapshots"):  # nor is what only looks like one
+        (folder.parents[1] / name).rename(folder.parents[1] / f"old-{name}")
+        (folder.parents[1] / name).symlink_to(f"old-{name}" if name == "snapshots" else tmp_path)
+        (tmp_path / f"{0:064x}").write_text("{}")
+        with pytest.raises(CheckpointError):
+            check_links(folder, [Path("model_index.json")])
 
 
 def test_good_names() -> None:
@@ -137,7 +260,7 @@ def test_other_files_are_no_weights(name: str) -> None:
 def test_pipeline_falls_back_where_one_component_has_the_variant() -> None:
     paths = [f"unet/{X}.fp16.safetensors", f"unet/{X}.safetensors", f"vae/{X}.safetensors", "text/model.safetensors", "scheduler/c.json"]
     files = pipeline_files(paths, ["unet", "vae", "scheduler"], variant="fp16")
-    assert files == [f"unet/{X}.fp16.safetensors", f"vae/{X}.safetensors", "scheduler/c.json"]
+    assert files == ["scheduler/c.json", f"unet/{X}.fp16.safetensors", f"vae/{X}.safetensors"]
     with pytest.raises(CheckpointError, match="fp16"):
         pipeline_files(paths, ["vae", "unet"], variant="bf16")
     with pytest.raises(CheckpointError):  # the one component that has it is not loaded

@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
 def pipe(request, folder):
     cls = request.param
-    unconditional = "tokenizer" not in cls.component_names()
+    unconditional = "tokenizer" not in cls.declared().components
     made = cls.from_pretrained(folder("ddpm" if unconditional else "sd"))
     made.set_progress_bar_config(disable=True)
     return made
@@ -64,7 +64,7 @@ def test_the_signature_is_the_reference_s(pipe):
 
 def test_the_constructor_takes_the_reference_s_components(pipe):
     theirs = set(inspect.signature(getattr(diffusers, type(pipe).__name__).__init__).parameters) - {"self"}
-    assert theirs == {*type(pipe).component_names(), *type(pipe).option_defaults()}
+    assert theirs == {*type(pipe).declared().components, *type(pipe).declared().options}
 
 
 def test_the_same_seed_gives_the_same_picture(pipe):

@@ -7,8 +7,7 @@ import torch
 from darkroom import CFG, PAG, SAG, DDIMScheduler, InputError
 from darkroom.core.attention import by_rows, eager, sdpa
 from darkroom.core.guidance import rescale
-from darkroom.core.loop import denoise
-from darkroom.core.predict import batched, one_call_per_branch
+from darkroom.core.loop import batched, denoise, one_call_per_branch
 from darkroom.core.types import Branch, Conditioning, Run
 
 

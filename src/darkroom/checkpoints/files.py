@@ -1,38 +1,41 @@
-"""Which files, and reading them with bounds: the path rule, JSON, and the choice of weight files from a listing."""
+"""Reading with bounds: the path rule, regular files, JSON."""
 
 from __future__ import annotations
-import fnmatch
 import json
 import os
 import re
 import stat
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
-from ..errors import CheckpointError
+from typing import Any, BinaryIO
+from ..errors import CheckpointError, InputError
 
-__all__ = ["PathLike", "Plan", "WeightName", "available_variants", "component_files", "inside", "is_safe", "listing", "open_regular",
-           "parse_weight_name", "pipeline_files", "plan", "read_json", "weight_paths"]  # fmt: skip
+__all__ = [
+    "PathLike",
+    "check_links",
+    "check_outward_links",
+    "inside",
+    "is_safe",
+    "listing",
+    "open_regular",
+    "parse_bytes",
+    "parse_json",
+    "read_json",
+]
 
 PathLike = str | os.PathLike[str]
 JSON_LIMIT = 64 * 2**20  # bytes
 JSON_DEPTH = 100
 _UNSAFE = re.compile(r'[\x00-\x1f\\:*?"<>|]')  # backslashes and drive letters, also where they would be legal
-_NAME = r"(?!index\b)[\w+-]+?"
-_STEM = r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)"  # transformers calls the weights of a "model" "pytorch_model" when they are pickled
-_WEIGHT = re.compile(rf"{_STEM}(?:\.(?P<new>{_NAME}))?(?:-(?P<shard>\d{{5}}-of-\d{{5}}))?(?:\.(?P<old>{_NAME}))?\.(?P<ext>safetensors|bin)")
-_INDEX = re.compile(rf"{_STEM}\.(?P<ext>safetensors|bin)(?:\.(?P<old>{_NAME}))?\.(?P<shard>index)(?:\.(?P<new>{_NAME}))?\.json")
-_HEAVY = tuple(f".{e}" for e in "safetensors bin msgpack onnx onnx_data pb h5 ckpt pt pth gguf flashpack ot tflite npz pkl".split())
-_TEXT = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")  # what is needed of a pipeline's root
 
 
 def is_safe(name: object) -> bool:
-    """Whether a name out of a file is a relative path below its folder: no "..", drive or backslash, no part that begins with "__"."""
+    """Whether a name out of a file is a relative path below its folder, on any system: no "..", drive or backslash, no part that begins with "__"
+    or ends in a dot or space."""
     if not isinstance(name, str) or not 0 < len(name) <= 1000 or name.startswith("/") or _UNSAFE.search(name):
         return False
     parts = PurePosixPath(name).parts
-    return bool(parts) and not any(part == ".." or part.startswith("__") for part in parts)
+    return bool(parts) and not any(part.startswith("__") or part != part.rstrip(". ") for part in parts)  # Windows reads "..  " as ".."
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -41,6 +44,26 @@ def inside(folder: Path, name: str) -> Path:
         expected = "a relative path inside the folder"
         raise CheckpointError("A file name that is not allowed.", where=folder, got=repr(name)[:100], expected=expected)
     return folder / name
+
+
+def check_links(root: Path, paths: Iterable[Path]) -> None:
+    """Raises CheckpointError, which names the file, if one of `paths` (relative to `root`, or absolute) really lies outside of it.
+
+    In the hub's cache, where `root` is `<repository>/snapshots/<commit>`, links into `<repository>/blobs` are what the files are made of.
+    """
+    real = Path(os.path.realpath(root))
+    allowed = [real, real.parents[1] / "blobs"] if real.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", real.name) else [real]
+    for path in paths:
+        target = Path(os.path.realpath(root / path))
+        if not any(target.is_relative_to(folder) for folder in allowed):
+            fix = "Copy the file to where the link is, or allow links with follow_links=True."
+            raise CheckpointError("A file that lies outside of the checkpoint.", where=root / path, got=f"a link to {target}", fix=fix)
+
+
+def check_outward_links(root: Path) -> None:
+    """`check_links` for every link in `root` and in the folders in it, before any file there is opened."""
+    folders = [root, *(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())]
+    check_links(root, [path for folder in folders for path in folder.iterdir() if path.is_symlink()])
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -57,156 +80,47 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """The JSON object in a file of UTF-8 text, with or without a byte-order mark.
+def parse_json(text: bytes, where: object, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """A JSON object out of UTF-8 text, with or without a byte-order mark; `pairs` makes the dictionaries.
 
-    Raises CheckpointError if the file is missing, longer than `limit` bytes, not UTF-8, not JSON, not an object, or nested too deep.
+    Raises CheckpointError if the text is not UTF-8, not JSON, not an object, or nested too deep.
     """
-    with open_regular(path) as file:
-        text = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # a buffer of that size is taken at once
-    if len(text) > limit:
-        raise CheckpointError("A JSON file that is too long.", where=path, expected=f"at most {limit} bytes")
     try:
-        value = json.loads(text.decode("utf-8-sig"))
+        value = json.loads(text.decode("utf-8-sig"), object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:  # wrong bytes, wrong syntax, a number of thousands of digits
-        raise CheckpointError("Not valid JSON.", where=path, got=str(error), expected="a JSON object in UTF-8") from None
+        raise CheckpointError("Not valid JSON.", where=where, got=str(error)[:200], expected="a JSON object in UTF-8") from None
     if not isinstance(value, dict):
-        raise CheckpointError("Not a JSON object.", where=path, got=type(value).__name__, expected="{...}")
+        raise CheckpointError("Not a JSON object.", where=where, got=type(value).__name__, expected="{...}")
     level: list[Any] = [value]
     for _ in range(JSON_DEPTH):
         level = [child for v in level for child in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
     if level:
-        raise CheckpointError("JSON that is nested too deep.", where=path, expected=f"at most {JSON_DEPTH} levels")
+        raise CheckpointError("JSON that is nested too deep.", where=where, expected=f"at most {JSON_DEPTH} levels")
     return value
 
 
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The JSON object in a file, see `parse_json`. Raises CheckpointError too if the file is missing or longer than `limit` bytes."""
+    with open_regular(path) as file:
+        text = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # a buffer of that size is taken at once
+    if len(text) > limit:
+        raise CheckpointError("A JSON file that is too long.", where=path, expected=f"at most {limit} bytes")
+    return parse_json(text, path)
+
+
 def listing(folder: Path) -> list[str]:
-    """The names of the files directly in a folder, sorted."""
+    """The names of what lies directly in a folder and is no folder, sorted: also of links to nowhere, which are then refused by name."""
     try:
-        return sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+        return sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir())
     except OSError as error:
         raise CheckpointError("A folder cannot be read.", where=folder, got=error.strerror) from None
 
 
-class WeightName(NamedTuple):
-    """What the name of a weight file says."""
-
-    stem: str  # "diffusion_pytorch_model", or "model" for transformers
-    variant: str | None
-    ext: str  # "safetensors" or "bin"
-    shard: str | None  # such as "00001-of-00002", or "index"
-    legacy: bool  # the older spelling of a variant
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The weight files of one component, as names relative to its folder."""
-
-    files: list[str]
-    index: str | None  # type: ignore[assignment]
-    format: str  # "safetensors" or "bin"
-
-
-def parse_weight_name(name: str) -> WeightName | None:
-    """The parts of a weight file's or index's name, None for any other file.
-
-    Both spellings of variants are known: `x.fp16-00001-of-00002.safetensors` with `x.safetensors.index.fp16.json`, and the older
-    `x-00001-of-00002.fp16.safetensors` with `x.safetensors.fp16.index.json`.
-    """
-    match = _WEIGHT.fullmatch(name) or _INDEX.fullmatch(name)
-    if match is None or (match["new"] and match["old"]):
-        return None
-    stem, legacy = match["stem"].replace("pytorch_model", "model"), bool(match["old"] and match["shard"])
-    return WeightName(stem, match["new"] or match["old"], match["ext"], match["shard"], legacy)
-
-
-def available_variants(names: Collection[str]) -> tuple[str, ...]:
-    """The variants, such as "fp16", that weight files of this folder come in; the plain files do not count."""
-    return tuple(sorted({w.variant for name in names if (w := parse_weight_name(name)) and w.variant and w.shard != "index"}))
-
-
-def plan(names: Collection[str], *, variant: str | None = None, use_safetensors: bool | None = None, where: object = "weights") -> Plan:
-    """Choose the weight files of one component from the names in its folder.
-
-    `use_safetensors` True takes nothing else, False takes `.bin` files, None safetensors if there are any; `where` is for messages. Raises
-    CheckpointError if there are no such files, with the variants that exist, or if a shard is missing.
-    """
-    named = {name: w for name in sorted(names) if (w := parse_weight_name(name))}
-    stem = min((w.stem for w in named.values()), default="model")  # what diffusers writes goes before what transformers writes
-    named = {name: w for name, w in named.items() if w.stem == stem}
-    formats = {True: ("safetensors",), False: ("bin",), None: ("safetensors", "bin")}[use_safetensors]
-    for ext in formats:
-        own = [(name, w) for name, w in named.items() if w.ext == ext and w.variant == variant]
-        shards = {w.shard: name for name, w in sorted(own, key=lambda item: not item[1].legacy)}  # the newer spelling replaces the older
-        index, single = shards.pop("index", None), shards.pop(None, None)
-        if shards and (index or not single):
-            for total in sorted({str(shard)[-5:] for shard in shards}, reverse=True):
-                wanted = [f"{i:05d}-of-{total}" for i in range(1, int(total) + 1)]
-                if shards.keys() >= set(wanted):
-                    return Plan([shards[shard] for shard in wanted], index, ext)
-            if not single:
-                raise CheckpointError("A shard of the weights is missing.", where=where, got=", ".join(shards.values()))
-        if single:
-            return Plan([single], None, ext)
-    variants = ", ".join(
-        [*available_variants(named), *(["none (leave variant out)"] if any(not w.variant for w in named.values()) else [])]
-    )
-    if variant is not None and named:
-        raise CheckpointError("These weights do not come in this variant.", where=where, got=f"variant={variant!r}", expected=variants)
-    if named and {w.ext for w in named.values()}.isdisjoint(formats):
-        fix = "Leave use_safetensors out to read what there is."
-        raise CheckpointError(f"There are no weights in {formats[0]} format.", where=where, got=", ".join(named), fix=fix)
-    fix = f"Pass variant= one of: {variants}." if variants else "Fetch or save the checkpoint again."
-    raise CheckpointError("There are no weights.", where=where, got=", ".join(sorted(names)[:10]) or "no files", fix=fix)
-
-
-def component_files(names: Collection[str], **choice: Any) -> list[str]:
-    """Of the files of one component's folder, those that are needed to load it. `choice`: what `plan` takes."""
-    flat = [name for name in names if "/" not in name]
-    needed = [name for name in names if not name.endswith(_HEAVY) and not parse_weight_name(name.rsplit("/", 1)[-1])]
-    if any(map(parse_weight_name, flat)):
-        weights = plan(flat, **choice)
-        needed += [*weights.files, *filter(None, [weights.index])]
-    return needed
-
-
-def pipeline_files(
-    paths: Collection[str], components: Collection[str], *, variant: str | None = None, use_safetensors: bool | None = None
-) -> list[str]:
-    """Of the files of a pipeline's folder, relative to it and with "/", those that are needed to load these components.
-
-    A component without files of the variant falls back to the plain ones, as long as one component has it. One without a folder of its own has
-    its files in the root. Raises CheckpointError if there is no plan for a component, or no component has the variant.
-    """
-    root = [path for path in paths if "/" not in path]
-    needed = [path for path in root if any(fnmatch.fnmatch(path, pattern) for pattern in _TEXT) and not parse_weight_name(path)]
-    found: set[str] = set()
-    for name in components:
-        prefix = f"{name}/" if any(path.startswith(name + "/") for path in paths) else ""
-        within = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)] if prefix else root
-        own = available_variants(within)
-        found.update(own)
-        chosen = component_files(within, variant=variant if variant in own else None, use_safetensors=use_safetensors, where=name)
-        needed += [prefix + file for file in chosen if prefix + file not in needed]
-    if variant is not None and variant not in found and any(parse_weight_name(path.rsplit("/", 1)[-1]) for path in needed):
-        expected = ", ".join(sorted(found)) or "none (leave variant out)"
-        raise CheckpointError("No component comes in this variant.", where="variant", got=variant, expected=expected)
-    return needed
-
-
-def weight_paths(folder: Path, plan: Plan) -> list[Path]:
-    """The planned files as paths. Where there is an index, it names the shards: each must be in the plan's folder and exist."""
-    if plan.index is None:
-        return [folder / name for name in plan.files]
-    where = folder / plan.index
-    weight_map = read_json(where).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError("An index that names no shards.", where=where, expected='{"weight_map": {tensor name: file name}}')
-    paths = [inside(folder, name) for name in sorted(set(weight_map.values()))]
-    for path in paths:
-        if path.parent != folder or path.suffix != f".{plan.format}":
-            expected = f"a .{plan.format} file beside the index"
-            raise CheckpointError("A file name that is not allowed.", where=where, got=path.name[:100], expected=expected)
-        if not path.is_file():
-            raise CheckpointError("A shard of the weights is missing.", where=where, got=listing(folder), expected=path.name)
-    return paths
+def parse_bytes(size: int | str, where: str) -> int:
+    """A number of bytes: 10, "500MB" (decimal), "2GiB" (binary). `where` is the argument's name, for the InputError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B\s*", size, re.IGNORECASE) if isinstance(size, str) else None
+    if match:
+        size = int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+        raise InputError("Not a size.", where=where, got=size, expected='a number of bytes, or such as "10GB"')
+    return size

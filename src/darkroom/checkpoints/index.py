@@ -12,14 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from .._public import NAMES
 from ..config import Configurable
 from ..errors import CheckpointError, MissingDependencyError
 from .files import read_json
+from .remote_code import PREFIX
 
 __all__ = [
     "INDEX_NAME",
     "ModelIndex",
     "building",
+    "check_kind",
     "component_class",
     "is_transformers",
     "library_of",
@@ -28,35 +31,32 @@ __all__ = [
 ]
 
 INDEX_NAME = "model_index.json"
+MOST = 256  # components
 _OWN = ("diffusers", "darkroom")
-_FILED = {  # classes that the layout files under the name of a pipeline's module: class -> (that name, darkroom's module)
-    "StableDiffusionSafetyChecker": ("stable_diffusion", "models.safety_checker")
-}
+# classes that the layout files under the name of a pipeline's module: class -> (that name, darkroom's module)
+_FILED = {"StableDiffusionSafetyChecker": ("stable_diffusion", "models.safety_checker")}
 _BASES = ("PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin", "BaseImageProcessor")
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # what transformers renamed
 # transformers swaps the default dtype and torch.nn.init of the whole process while it builds: networks are built one at a time
 building = threading.RLock()
-atexit.register(
-    gc.freeze
-)  # the last collection would look through every object of torch and transformers once more, for a second, to no end
+# the last collection would look through every object of torch and transformers once more, for a second, to no end
+atexit.register(gc.freeze)
 
 
 @dataclass
 class ModelIndex:
-    """The contents of model_index.json.
+    """The contents of model_index.json."""
 
-    `class_name` is as the file has it, which may be no name. `components` maps a name to (library, class), or to None where the checkpoint goes
-    without. `options` are the other values, without those whose names begin with an underscore.
-    """
-
-    class_name: Any
-    components: dict[str, tuple[str, str] | None] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    class_name: Any  # as the file has it, which may be no name
+    components: dict[str, tuple[str, str] | None] = field(default_factory=dict)  # (library, class); None where the checkpoint goes without
+    options: dict[str, Any] = field(default_factory=dict)  # the other values whose names do not begin with an underscore
+    ignored: tuple[str, ...] = ()  # files that are not to be fetched
 
     @classmethod
     def parse(cls, content: dict[str, Any], where: object = INDEX_NAME) -> ModelIndex:
         """Raises CheckpointError for a component name that is no plain name, and for an entry that names no class."""
-        index = cls(content.get("_class_name"))
+        index, ignored = cls(content.get("_class_name")), content.get("_ignore_files")
+        index.ignored = tuple(name for name in ignored if isinstance(name, str)) if isinstance(ignored, list) else ()
         for key, value in content.items():
             if key.startswith("_") and not key.startswith("__"):
                 continue
@@ -68,6 +68,8 @@ class ModelIndex:
                 index.components[key] = None if value[0] is None else (value[0], value[1])
             else:
                 index.options[key] = value
+        if len(index.components) > MOST:
+            raise CheckpointError("A pipeline of too many components.", where=where, got=len(index.components), expected=f"at most {MOST}")
         return index
 
     @classmethod
@@ -112,42 +114,64 @@ def is_transformers(cls: object) -> bool:
     """Whether a class is a model, tokenizer or processor in the sense of transformers."""
     if not isinstance(cls, type) or not any(base.__module__.startswith("transformers.") for base in cls.__mro__):
         return False
-    import transformers
-
-    return issubclass(cls, tuple(getattr(transformers, base) for base in _BASES))
+    return issubclass(cls, tuple(getattr(importlib.import_module("transformers"), base) for base in _BASES))
 
 
 def component_class(name: str, library: str, class_name: str) -> type:
-    """The class of a component, or of a whole pipeline, as model_index.json names it.
-
-    A class of your own is found if its module has been imported before. Nothing is imported because a file asks for it. Raises CheckpointError for
-    a pair that no table knows, MissingDependencyError where transformers lacks a package for the class.
+    """The class of a component, or of a whole pipeline, as model_index.json names it. One of your own is found if its module has been imported
+    before: nothing is imported because a file asks for it. Raises CheckpointError for a pair that no table knows, MissingDependencyError where
+    transformers lacks a package for the class.
     """
-    from .._public import NAMES
-
     class_name = class_name.removeprefix("FlashPack")
-    found: Any = None
     filed, module = _FILED.get(class_name, (None, NAMES.get(class_name)))
+    own, found = library in (*_OWN, filed), None
     if library == "transformers":
-        import transformers
-
         with quiet_transformers():
-            found = getattr(transformers, _RENAMED.get(class_name, class_name), None)
+            found = getattr(importlib.import_module("transformers"), _RENAMED.get(class_name, class_name), None)
         if type(found).__name__ == "DummyObject":
             needs = ", ".join(getattr(found, "_backends", ())) or "another package"
             raise MissingDependencyError(f"{class_name} needs {needs}.", where=name, fix=f"pip install {needs}")
-        found = found if is_transformers(found) else None
-    elif library in (*_OWN, filed):
-        found = getattr(importlib.import_module("darkroom." + module), class_name) if module else None
-    else:
+    elif own and module:
+        found = getattr(importlib.import_module("darkroom." + module), class_name)
+    elif not own:
         found = getattr(sys.modules.get(library), "__dict__", {}).get(class_name)  # not getattr: a lazy module would import
-        if not (isinstance(found, type) and issubclass(found, Configurable)) and not is_transformers(found):
-            found = None
-    if not isinstance(found, type):
+    if not isinstance(found, type) or not (own or issubclass(found, Configurable) or is_transformers(found)):
         got, fix = f"[{library[:80]}, {class_name[:80]}]", f"Load it yourself and pass it as {name}=, or {name}=None to go without."
         expected = "a network or scheduler of darkroom, or a model, tokenizer or processor of transformers"
         raise CheckpointError("A component of a class that darkroom does not know.", where=name, got=got, expected=expected, fix=fix)
     return found
+
+
+def _kind(cls: type) -> object:
+    """What a component is for: a scheduler, a network that decodes, another network, or one of the kinds of transformers."""
+    if issubclass(cls, Configurable):
+        return "network that decodes" if hasattr(cls, "decode") else "network" if hasattr(cls, "parameters") else "scheduler"
+    import transformers
+
+    return next((base for base in _BASES if issubclass(cls, getattr(transformers, base))), None)
+
+
+def check_kind(name: str, cls: type, annotation: str) -> None:
+    """Raise CheckpointError for a component that cannot do what the pipeline needs it for, such as a tokenizer in the place of a network.
+
+    `annotation` is the pipeline's, such as "A | B | None"; what it says nothing of passes. Another class of the same kind passes too.
+    """
+    wanted: set[object] = set()
+    for part in (part.strip().rpartition(".")[2] for part in annotation.split("|")):
+        if part in NAMES or part == "Scheduler":
+            home = "schedulers.base" if part == "Scheduler" else NAMES.get(part, "")
+            wanted.add(_kind(getattr(importlib.import_module(f"darkroom.{home}"), part)))
+        elif part in _FILED:
+            wanted.add(_kind(getattr(importlib.import_module(f"darkroom.{_FILED[part][1]}"), part)))
+        elif part != "None":
+            import transformers
+
+            found = getattr(transformers, part, None)
+            if not isinstance(found, type):
+                return
+            wanted.add(_kind(found))
+    if wanted and _kind(cls) not in (wanted | {None}):
+        raise CheckpointError("A component of another kind than the pipeline needs.", where=name, got=cls.__name__, expected=annotation)
 
 
 def library_of(cls: type) -> tuple[str, str]:
@@ -155,6 +179,8 @@ def library_of(cls: type) -> tuple[str, str]:
     top, name = cls.__module__.partition(".")[0], cls.__name__
     if top in _OWN:
         return _FILED.get(name, ("diffusers", ""))[0], name
+    if top.startswith(PREFIX):  # code that came with a checkpoint
+        return cls.__module__.rpartition(".")[2], name
     if top == "transformers":
         return top, name.removesuffix("Pil")  # the backend of an image processor is the reader's choice
     return cls.__module__, name

@@ -3,80 +3,225 @@
 from __future__ import annotations
 import importlib
 import logging
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from ..config import Configurable
 from ..errors import CheckpointError, ConfigError, DarkroomError, InputError
 from ..models.base import Model
-from .files import PathLike, available_variants, component_files, listing, plan, read_json, weight_paths
-from .hub import HUB_OPTIONS, locate
+from .files import PathLike, check_outward_links, is_safe, listing, read_json
+from .hub import HUB_OPTIONS, check_source, locate
 from .index import building, is_transformers, quiet_transformers
+from .plan import Plan, available_variants, component_files, plan, weight_paths
+from .save import read_whole
 from .weights import Weights, load_weights
 
-__all__ = ["check_dtype", "load_component", "load_model"]
+__all__ = ["DType", "check_dtype", "component_errors", "load_component", "load_model", "size_of", "skeleton"]
 
+DType = torch.dtype | str | None  # "auto": as stored
 logger = logging.getLogger("darkroom")
-_MEANINGLESS = ("low_cpu_mem_usage", "proxies", "mirror", "offload_state_dict", "disable_mmap")  # accepted from older programs
+_COUNT = re.compile(r"^num_|_(size|dim|layers|heads|embeddings)$")  # names of what there is at least one of
+_MEANINGLESS = ("low_cpu_mem_usage", "mirror", "offload_state_dict", "resume_download")  # accepted from older programs
+_FACTORIES = frozenset(getattr(torch, name) for name in "empty zeros ones full rand randn arange linspace eye tensor empty_strided".split())
+_FILLERS = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_}) | {
+    getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")
+}
+
+
+class _Skeleton(TorchFunctionMode):
+    """Tensors are made on "meta" and get no values; more than `limit` of them are too many."""
+
+    def __init__(self, limit: int, where: object):
+        super().__init__()
+        self.left, self.where = limit, where
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLERS:
+            return args[0] if args else kwargs["tensor"]
+        if func in _FACTORIES:
+            self.left -= 1
+            if self.left < 0:
+                what = "The configuration describes a network of far more tensors than the weight files hold."
+                raise CheckpointError(what, where=self.where)
+            if kwargs.get("device") is None:
+                kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def skeleton(weights: Weights, name: str, where: object) -> Iterator[None]:
+    """Build the network of these weights inside: on "meta", in no time, however large. Raises CheckpointError if it cannot be built."""
+    try:
+        with building, _Skeleton(8 * len(weights.entries) + 1000, where):
+            yield
+    except ConfigError as error:
+        what, place = f"The configuration does not describe a {name}.", f"{where}, {error.where}"
+        raise CheckpointError(what, where=place, got=error.got, expected=error.expected, fix=error.fix) from error
+    except DarkroomError:
+        raise
+    except Exception as error:  # a value of the file that the class cannot use
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"The configuration does not describe a {name}.", where=where, got=reason) from error
+
+
+def open_weights(folder: Path, chosen: Plan) -> Weights:
+    """The planned files, with their headers read. Raises CheckpointError if an index and the files that it names disagree."""
+    weights = Weights(weight_paths(folder, chosen))
+    if chosen.index is not None:
+        said = read_json(folder / chosen.index)["weight_map"]
+        lies = {name: path.name for name, path in weights.files.items()}
+        if wrong := sorted(name for name in {*said, *lies} if said.get(name) != lies.get(name)):
+            got, expected = f"{wrong[0][:100]} in {lies.get(wrong[0])}", f"in {said.get(wrong[0])}, by the index"
+            what = f"{len(wrong)} tensors are not where the index says."
+            raise CheckpointError(what, where=folder / chosen.index, got=got, expected=expected)
+    return weights
 
 
 def check_dtype(dtype: object, where: str) -> None:
-    """Raises InputError for what is neither None nor a floating-point dtype."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InputError("Networks are loaded in a floating-point dtype.", where=where, got=dtype, expected="such as torch.float16")
+    """Raises InputError for what is neither None nor "auto" nor a floating-point dtype."""
+    if dtype not in (None, "auto") and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        expected = 'such as torch.float16, or "auto" for what is stored'
+        raise InputError("Networks are loaded in a floating-point dtype.", where=where, got=dtype, expected=expected)
 
 
-def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None, dtype: torch.dtype | None = None, **options: Any) -> Any:
-    """A network of class `cls` from a folder or hub id, on the CPU, in eval mode; see `Model.from_pretrained`.
+def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None, **options: Any) -> Any:
+    """A network of class `cls` from a folder or hub id, in eval mode; see `Model.from_pretrained` for the options.
 
     The tensors are compared with the configuration before any memory is taken for them. Raises CheckpointError if the folder, its configuration or
     its weights cannot be used, ConfigError for an option that is none of the hub's and none of the class, InputError for a dtype.
     """
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-    choice = {name: options.pop(name) for name in ("variant", "use_safetensors") if name in options}
+    choice: dict[str, Any] = {name: options.pop(name) for name in ("variant", "use_safetensors") if name in options}
+    reading = {name: options.pop(name) for name in ("dtype", "device", "strict", "disable_mmap", "progress") if name in options}
     changes = {name: value for name, value in options.items() if name not in _MEANINGLESS}
+    follow_links = changes.pop("follow_links", True)
     names = cls.Config.names()
     if unknown := sorted(changes.keys() - set(names)):
         raise ConfigError("No such option.", where=f"{cls.__name__}.from_pretrained", got=", ".join(unknown), expected=", ".join(names))
-    check_dtype(dtype, "dtype")
-    choose = lambda names, folder: component_files(names, where=folder, **choice)  # noqa: E731
-    folder = locate(path, files=[cls.config_name], choose=choose, subfolder=subfolder, **hub)
+    check_dtype(reading.get("dtype"), "dtype")
+    choose = lambda names, folder: component_files(names, where=folder, dtype=reading.get("dtype"), **choice)  # noqa: E731
+
+    def load(_: Path) -> Model:
+        folder = locate(path, files=[cls.config_name], choose=choose, subfolder=subfolder, **hub)
+        if not follow_links:
+            check_outward_links(folder)
+        return _load(cls, folder, changes, choice, **reading)
+
+    held = check_source(path)
+    return read_whole(held / subfolder if isinstance(subfolder, str) and is_safe(subfolder) else held, load)
+
+
+def _load(
+    cls: type[Model],
+    folder: Path,
+    changes: Mapping[str, Any],
+    choice: Mapping[str, Any],
+    *,
+    dtype: DType = None,
+    device: torch.device | str = "cpu",
+    strict: bool = True,
+    disable_mmap: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Model:
     where = folder / cls.config_name
     config = {**read_json(where), **changes}
     if "_class_name" not in config and ("architectures" in config or "model_type" in config):
         raise CheckpointError("The folder holds a model of transformers.", where=where, expected=cls.__name__)
-    weights = Weights(weight_paths(folder, plan(listing(folder), where=folder, **choice)))
-    try:
-        with building, torch.device("meta"):
-            model = cls.from_config(config)
-    except DarkroomError:
-        raise
-    except Exception as error:  # a value of the file that the class cannot use
-        reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"The configuration does not describe a {cls.__name__}.", where=where, got=reason) from error
+    weights = open_weights(folder, plan(listing(folder), where=folder, dtype=dtype, **choice))
+    with skeleton(weights, cls.__name__, where):
+        model = cls.from_config(config)
     if foreign := sorted(name for name in model.config.extra if not name.startswith("_")):
         logger.warning("%s: options that %s does not know are kept: %s", where, cls.__name__, ", ".join(foreign)[:300])
-    load_weights(model, weights, dtype=dtype or torch.float32, keep_in_float32=cls.keep_in_float32, rename=cls.rename_key, where=folder)
+    if torch.device(device).type != "meta":
+        load_weights(
+            model,
+            weights,
+            dtype=None if dtype == "auto" else dtype or torch.float32,  # type: ignore[arg-type]
+            device=device,
+            keep_in_float32=cls.keep_in_float32,
+            rename=cls.rename_key,
+            strict=strict,
+            mmap=False if disable_mmap else None,
+            progress=progress,
+            where=folder,
+        )
     return model.eval()
 
 
-def _transformers_model(cls: Any, folder: Path, dtype: torch.dtype | None, variant: str | None, **choice: Any) -> Any:
-    chosen = plan(listing(folder), variant=variant, where=folder, **choice)
-    files, safe = weight_paths(folder, chosen), chosen.format == "safetensors"
-    if safe:
-        Weights(files)  # for the errors, which name the file
-    read_json(folder / "config.json")
-    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    with quiet_transformers():
-        options |= {"variant": variant, "use_safetensors": safe, "local_files_only": True, "output_loading_info": True}
-        model, report = cls.from_pretrained(folder, **options)
+def _transformers_model(
+    cls: Any,
+    folder: Path,
+    *,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    dtype: DType = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+    **_: Any,
+) -> Any:
+    chosen = plan(listing(folder), stem="model", variant=variant, use_safetensors=use_safetensors, where=folder)
+    weights, where = open_weights(folder, chosen), folder / "config.json"
+    content = read_json(where)
+    part = content.get(cls.config_class.base_config_key)
+    if isinstance(part, dict) and content.get("model_type") != cls.config_class.model_type:
+        content = part  # a checkpoint of a larger model, of which this is a part
+    _check_numbers(content, where)
+    with skeleton(weights, cls.__name__, where), quiet_transformers():
+        config = cls.config_class.from_dict(content)
+        network = cls(config)
+    state, prefix = network.state_dict(), f"{cls.base_model_prefix}."
+    for name, entry in weights.entries.items():  # as far as names tell: transformers renames some
+        own = next((state[n] for n in (name, name.removeprefix(prefix), prefix + name) if n in state), None)
+        if own is not None and (entry.shape != tuple(own.shape) or entry.dtype.is_floating_point != own.is_floating_point()):
+            got, expected = f"{entry.shape}, {entry.dtype}", f"{tuple(own.shape)}, {'floats' if own.is_floating_point() else own.dtype}"
+            raise CheckpointError("A tensor of another shape or kind.", where=f"{weights.files[name]}: {name}", got=got, expected=expected)
+    held = sum(t.numel() for t in state.values())
+    if held > 2 * (stored := sum(math.prod(e.shape) for e in weights.entries.values())) + 2**26:
+        raise CheckpointError(
+            "The configuration describes a far larger network than the weight files hold.", where=where, got=held, expected=stored
+        )
+    if torch.device(device).type == "meta":
+        return network.eval()
+    if dtype == "auto":  # transformers would take what the configuration says
+        floats = [e.dtype for e in weights.entries.values() if e.dtype.is_floating_point]
+        dtype = max(floats, key=floats.count, default=None)
+    options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
+    with quiet_transformers():  # given the tensors, mapped by our own readers, it opens no file
+        tensors = weights.mapped(weights.entries)
+        model, report = cls.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True, **options)
     if missing := sorted(map(str, report["missing_keys"])):
-        raise CheckpointError(f"{len(missing)} tensors are not in the weight files.", where=files[0], got=", ".join(missing[:5]))
-    return model.eval()
+        raise CheckpointError(f"{len(missing)} tensors are not in the weight files.", where=where, got=", ".join(missing[:5]))
+    if progress is not None:
+        progress(weights.nbytes)
+    return model.eval().to(device)
 
 
-def _check_vocabulary(cls: Any, names: list[str]) -> None:
-    """transformers makes an empty tokenizer, without a word, where the files of its vocabulary are missing."""
+def _check_numbers(content: Mapping[str, Any], where: Path) -> None:
+    """Raise CheckpointError for a number in a configuration of transformers that none of its networks can have."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            _check_numbers(value, where)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if (number and not math.isfinite(value)) or (isinstance(value, int) and _COUNT.search(name) and not 0 < value <= 10**9):
+            raise CheckpointError("A configuration with a number that has no meaning.", where=where, got=f"{name}: {value}")
+
+
+def _check_texts(cls: Any, folder: Path, names: list[str]) -> None:
+    """Files that transformers reads by itself: JSON within bounds, and a vocabulary, without which it makes an empty tokenizer without a word."""
+    for name in names:
+        content = read_json(folder / name) if name.endswith(".json") else {}
+        length = content.get("model_max_length") if name == "tokenizer_config.json" else None
+        if length is not None and not (isinstance(length, (int, float)) and length > 0):
+            raise CheckpointError(
+                "A tokenizer's longest input is no number of tokens.", where=folder / name, got=f"model_max_length: {length!r}"
+            )
     needed = dict(getattr(cls, "vocab_files_names", None) or {})
     tokenizer = needed.pop("tokenizer_file", "tokenizer.json")
     missing = sorted(set(needed.values()) - set(names))
@@ -84,28 +229,11 @@ def _check_vocabulary(cls: Any, names: list[str]) -> None:
         raise CheckpointError("The vocabulary of a tokenizer is missing.", got=", ".join(names) or "no files", expected=", ".join(missing))
 
 
-def load_component(
-    name: str, cls: type, folder: Path, *, dtype: torch.dtype | None = None, variant: str | None = None, **choice: Any
-) -> Any:
-    """One component out of its folder: a network (on the CPU, in eval mode), scheduler, tokenizer or processor.
-
-    Without a `dtype` darkroom's networks are float32, those of transformers what their configuration says. The plain weights are taken where there
-    are none of the variant. `choice` is `use_safetensors`. Raises CheckpointError, which names the component and the file.
-    """
+@contextmanager
+def component_errors(name: str, cls: type, folder: Path) -> Iterator[None]:
+    """Inside, every error becomes a CheckpointError that names the component and the file."""
     try:
-        names = listing(folder)
-        variant = variant if variant in available_variants(names) else None
-        if issubclass(cls, Model):
-            return load_model(cls, folder, dtype=dtype, variant=variant, **choice)
-        if issubclass(cls, Configurable):
-            return cls.from_pretrained(folder)  # type: ignore[attr-defined]
-        if issubclass(cls, importlib.import_module("transformers").PreTrainedModel):
-            return _transformers_model(cls, folder, dtype, variant, **choice)
-        if is_transformers(cls):
-            _check_vocabulary(cls, names)
-            with quiet_transformers():
-                return cls.from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
-        raise CheckpointError("A class that is no component.", where=folder, got=cls.__name__)
+        yield
     except DarkroomError as error:
         what, where = f"The component {name} cannot be used: {error.what}", error.where or folder
         where = where if isinstance(error, CheckpointError) else f"{where}, in {folder}"
@@ -113,3 +241,34 @@ def load_component(
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise CheckpointError(f"The component {name} cannot be loaded as {cls.__name__}.", where=folder, got=reason) from error
+
+
+def size_of(weights: Weights, dtype: DType) -> int:
+    """Bytes of a network's tensors once they are loaded in a dtype."""
+    cast = dtype if isinstance(dtype, torch.dtype) else torch.float32 if dtype is None else None
+    return sum(math.prod(e.shape) * (cast if cast and e.dtype.is_floating_point else e.dtype).itemsize for e in weights.entries.values())
+
+
+def load_component(name: str, cls: Any, folder: Path, *, variant: str | None = None, **options: Any) -> Any:
+    """One component out of its folder: a network (in eval mode), scheduler, tokenizer or processor.
+
+    Without a `dtype` darkroom's networks are float32, those of transformers what their configuration says. The plain weights are taken where there
+    are none of the variant. `options` are `use_safetensors`, `dtype`, `device`, `disable_mmap`, `strict` and `progress`. Raises CheckpointError,
+    which names the component and the file.
+    """
+    with component_errors(name, cls, folder):
+        names = listing(folder)
+        options["variant"] = variant if variant in available_variants(names) else None
+        if issubclass(cls, Model):
+            return load_model(cls, folder, **options)
+        if issubclass(cls, Configurable):
+            return cls.from_pretrained(folder)  # type: ignore[attr-defined]
+        if issubclass(cls, importlib.import_module("transformers").PreTrainedModel):
+            return _transformers_model(cls, folder, **options)
+        if is_transformers(cls):
+            _check_texts(cls, folder, names)
+            with quiet_transformers():
+                return cls.from_pretrained(folder, local_files_only=True)
+        if hasattr(cls, "from_pretrained"):  # code that the caller has allowed
+            return cls.from_pretrained(folder)
+        raise CheckpointError("A class that is no component.", where=folder, got=cls.__name__)

@@ -1,12 +1,17 @@
-"""The denoising loop, written once. It is a generator: progress, previews, callbacks and interruption live in its caller."""
+"""The denoising loop, written once, and how the branches of a step reach the denoiser: in one batch, or one after another.
+
+The loop is a generator: progress, previews, callbacks and interruption live in its caller.
+"""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+import torch
 from torch import Tensor
-from .types import Guidance, Run, Step
+from .attention import by_rows
+from .types import Branch, Guidance, Run, Step
 
-__all__ = ["denoise"]
+__all__ = ["batched", "denoise", "one_call_per_branch"]
 
 
 def denoise(pipe: Any, run: Run, guidance: Guidance) -> Iterator[Run]:
@@ -25,3 +30,17 @@ def denoise(pipe: Any, run: Run, guidance: Guidance) -> Iterator[Run]:
         run.x = run.scheduler.step(pred, t, run.x, **options, return_dict=False)[0]
         pipe.task.after_step(pipe, run)
         yield run
+
+
+def batched(pipe: Any, run: Run, t: Tensor, x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
+    """One call over all branches. Their conditions have the same shapes; rows are ordered branch by branch."""
+    if len(branches) == 1:
+        return [pipe.denoise_once(x, t, branches[0], run)]
+    cond = {name: torch.cat([b.cond[name] for b in branches]) for name in branches[0].cond}
+    joint = Branch(cond, by_rows([b.attend for b in branches], x.shape[0]))
+    return list(pipe.denoise_once(x.repeat(len(branches), 1, 1, 1), t, joint, run).chunk(len(branches)))
+
+
+def one_call_per_branch(pipe: Any, run: Run, t: Tensor, x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
+    """One call for each branch: less memory, and conditions may differ in length."""
+    return [pipe.denoise_once(x, t, branch, run) for branch in branches]

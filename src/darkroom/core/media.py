@@ -25,7 +25,6 @@ def image_to_tensor(
     None = None, resize_mode: str = "default", where: str = "image",
 ) -> Tensor:  # fmt: skip
     """The pictures as (B, 3, H, W) float32 in [-1, 1]. PIL images are resized with Lanczos, arrays and tensors to the nearest sample.
-
     Args:
         image: PIL images of any mode; arrays or tensors in [0, 1] (uint8: 0 to 255). One with negative values counts as [-1, 1] already.
         height, width: size of the result in pixels, None for the picture's own; rounded down to multiples of `factor`.
@@ -53,7 +52,6 @@ def mask_to_tensor(
     mask: Any, *, height: int, width: int, factor: int = 8, crop: Box | None = None, resize_mode: str = "default", where: str = "mask_image"
 ) -> Tensor:
     """The masks as (B, 1, H, W) float32 of exactly 0 (keep) and 1 (repaint); values from 0.5 are 1.
-
     They are PIL images of any mode (bytes from 128 are 1), arrays (H, W), (H, W, 1), (B, H, W) or (B, H, W, 1), or tensors (H, W), (B, H, W)
     or (B, 1, H, W), of any real dtype. All else is as in `image_to_tensor`; more than one channel raises InputError too.
     """
@@ -62,7 +60,6 @@ def mask_to_tensor(
 
 def tensor_to_images(x: Tensor, output_type: str = "pil") -> Any:
     """(B, C, H, W) in [-1, 1] as pictures: "pil" a list, "np" (B, H, W, C) float32 and "pt" (B, C, H, W) in [0, 1], "latent" `x` itself.
-
     Values are scaled in the dtype of `x`: half precision rounds here. Another output type, not four dimensions and, for "pil", not 1, 3 or 4
     channels raise InputError.
     """

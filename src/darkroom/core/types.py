@@ -73,7 +73,6 @@ class Step:
 
 class Term(Protocol):
     """An addend to the guided prediction. One object serves one call, so it may keep what it records.
-
     `prepare` chooses layers of the denoiser, and may wrap the attention of the existing branches. `branches` are further ones for the same
     batch, none if the term needs none. `push` is the addend, from the predictions of `cond.base`, of the positive branch and of these.
     """

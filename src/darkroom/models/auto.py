@@ -1,12 +1,11 @@
 """AutoModel: the network that a folder holds, whatever its class."""
 
-from __future__ import annotations
-import os
 from typing import Any
-from ..checkpoints.files import component_files, read_json
+from ..checkpoints.files import PathLike, read_json
 from ..checkpoints.hub import HUB_OPTIONS, locate
 from ..checkpoints.index import component_class
 from ..checkpoints.models import load_component, load_model
+from ..checkpoints.plan import component_files
 from ..errors import CheckpointError
 from .base import Model
 
@@ -20,16 +19,14 @@ class AutoModel:
         raise TypeError("AutoModel makes no networks of its own: use AutoModel.from_pretrained(path)")
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *, subfolder: str | None = None, **options: Any) -> Any:
+    def from_pretrained(cls, path: PathLike, *, subfolder: str | None = None, **options: Any) -> Any:
         """Load a network from a folder or a hub id.
-
         Options are as in `Model.from_pretrained`. Raises CheckpointError if there is no `config.json`, or it names no class that is known.
         """
-        if "torch_dtype" in options:
-            options.setdefault("dtype", options.pop("torch_dtype"))
+        options.setdefault("dtype", options.pop("torch_dtype", None))
         choice = {name: options[name] for name in ("variant", "use_safetensors") if name in options}
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        choose = lambda names, folder: component_files(names, where=folder, **choice)  # noqa: E731
+        choose = lambda names, folder: component_files(names, where=folder, dtype=options["dtype"], **choice)  # noqa: E731
         folder = locate(path, files=["config.json"], choose=choose, subfolder=subfolder, **hub)
         where = folder / "config.json"
         match read_json(where):  # darkroom's networks by their class, those of transformers by their first architecture

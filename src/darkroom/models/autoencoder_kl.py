@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 from ..config import Config
@@ -29,7 +30,6 @@ BLOCKS: dict[Way, dict[str, Attends]] = {
 @dataclass(frozen=True, eq=False, repr=False)
 class AutoencoderKLConfig(Config):
     """Keys of the network's `config.json`.
-
     `scaling_factor`, `shift_factor`, `latents_mean`, `latents_std` and `force_upcast` are for the caller; the network does not apply them.
     """
 
@@ -55,7 +55,6 @@ class AutoencoderKLConfig(Config):
 
 class DiagonalGaussian:
     """A normal distribution with independent entries (Kingma & Welling 2013).
-
     `parameters`, (B, 2C, ...), are the mean and then the logarithm of the variance, which is held within [-30, 20].
     """
 
@@ -141,7 +140,6 @@ def blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
 
 class AutoencoderKL(Model):
     """Images in [-1, 1] to latents and back, at 1 / `scale_factor` of the resolution.
-
     Attributes:
         use_slicing: one image at a time.
         use_tiling: large images in tiles of `tile_sample_min_size` pixels, large latents in `tile_latent_min_size`.
@@ -190,7 +188,6 @@ class AutoencoderKL(Model):
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: Generators = None) -> DecoderOutput | tuple[Tensor]:
         """Images (B, out_channels, H, W), about [-1, 1], of latents (B, latent_channels, H / f, W / f) without scaling.
-
         `generator` is there for decoders that draw; this one does not. Raises InputError for other numbers of dimensions or channels.
         """
         self._check(z, self.config.latent_channels, "latents")
@@ -201,6 +198,11 @@ class AutoencoderKL(Model):
         """Encode and decode the posterior's mode, or a draw: (B, in_channels, H, W) -> (B, out_channels, H, W)."""
         posterior = self.encode(sample).latent_dist
         return self.decode(posterior.sample(generator) if sample_posterior else posterior.mode()).sample
+
+    def sample_call(self, rows: int, height: int, width: int) -> Any:
+        """Decode `rows` latents of pictures of this size, in pixels; the values mean nothing."""
+        side = self.scale_factor
+        return self.decode(torch.empty(rows, self.config.latent_channels, height // side, width // side, dtype=self.dtype))
 
     def _moments(self, x: Tensor) -> Tensor:
         h = self.encoder(x, self.attend)

@@ -1,25 +1,24 @@
 """The base of darkroom's networks: a configuration, the public calling convention, loading and saving."""
 
 from __future__ import annotations
-import os
+import tempfile
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
-from ..config import Config, Configurable
+from ..checkpoints.files import PathLike
+from ..config import Configurable, check_network
 from ..core.attention import Attend, backend, sdpa
 from ..errors import ConfigError
 from ..outputs import Output
 
 __all__ = ["Model", "as_batch", "choose"]
 
-Path = str | os.PathLike[str]
 T = TypeVar("T")
 
 
 class Model(Configurable, nn.Module):
     """A network over a frozen configuration.
-
     A subclass sets `Config` and `Result` and implements `build(config)`, which creates the submodules, and `forward`, which returns a
     plain tensor. Calling the network wraps that tensor in `Result`, or in a one-element tuple with `return_dict=False`.
     """
@@ -29,12 +28,10 @@ class Model(Configurable, nn.Module):
     keep_in_float32: ClassVar[tuple[str, ...]] = ()  # parts of dotted names that stay float32 at any requested dtype
     attend: Attend = staticmethod(sdpa)  # what attention layers use when the caller passes nothing
 
-    def __init__(self, *args: Any, **options: Any):
-        self._assemble(self._configure(*args, **options))
-
-    def _assemble(self, config: Config) -> None:
+    def _assemble(self, config: Any) -> None:
         nn.Module.__init__(self)
         self.config = config
+        check_network(config, type(self).__name__)
         self.build(config)
         for name, module in self.named_modules():
             if hasattr(module, "site"):
@@ -70,27 +67,15 @@ class Model(Configurable, nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: Path,
-        *,
-        subfolder: str | None = None,
-        dtype: torch.dtype | None = None,
-        torch_dtype: torch.dtype | None = None,
-        variant: str | None = None,
-        use_safetensors: bool | None = None,
-        **options: Any,
-    ) -> Self:
-        """Load a network from a folder or a hub id.
-
-        Args:
-            path: a folder with `config.json` and weights, or a hub id.
-            subfolder: the component's folder inside it.
-            dtype: the dtype of the result, float32 if not given. `torch_dtype` is its older name.
-            variant: the weight files' variant, such as "fp16".
-            use_safetensors: True refuses `.bin` files, False reads them.
-            options: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` for the hub; keys of the configuration to override.
-        Raises:
-            CheckpointError: the folder, its configuration or its weights cannot be used.
+        cls, path: PathLike, *, subfolder: str | None = None, dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None, variant: str | None = None, use_safetensors: bool | None = None, **options: Any,
+    ) -> Self:  # fmt: skip
+        """Load a network from a folder with `config.json` and weights, or a hub id; `subfolder` is the component's inside it.
+        `dtype` is the result's, "auto" for what is stored, float32 if not given (`torch_dtype` is its older name); `variant` the weight files',
+        such as "fp16", or "auto". `use_safetensors` True refuses `.bin` files, False reads them. `options` are `device` (where the weights go),
+        `disable_mmap=True` to read them instead of mapping them, `strict=False` to allow missing tensors, `revision`, `cache_dir`, `token`,
+        `local_files_only`, `force_download` and `proxies` for the hub, and keys of the configuration to override.
+        Raises CheckpointError if the folder, its configuration or its weights cannot be used.
         """
         from ..checkpoints.models import load_model
 
@@ -98,7 +83,7 @@ class Model(Configurable, nn.Module):
         return load_model(cls, path, dtype=dtype or torch_dtype, **options)
 
     def save_pretrained(
-        self, save_directory: Path, *, variant: str | None = None, max_shard_size: int | str = "10GB", safe_serialization: bool = True
+        self, save_directory: PathLike, *, variant: str | None = None, max_shard_size: int | str = "10GB", safe_serialization: bool = True
     ) -> None:
         """Write `config.json` and the weights, whole or not at all."""
         from ..checkpoints.save import save_model
@@ -106,10 +91,22 @@ class Model(Configurable, nn.Module):
         save_model(self, save_directory, variant=variant, max_shard_size=max_shard_size, safe_serialization=safe_serialization)
 
     @classmethod
-    def _from_parsed(cls, parsed: Config) -> Self:
-        self = cls.__new__(cls)
-        self._assemble(parsed)
-        return self
+    def from_single_file(
+        cls, path: PathLike, *, dtype: torch.dtype | None = None, torch_dtype: torch.dtype | None = None, **options: Any
+    ) -> Self:
+        """Load this network out of a file in the original layout, of the network alone or of a whole checkpoint; see
+        `DiffusionPipeline.from_single_file`."""
+        from ..checkpoints.single_file import load_single_file
+
+        return load_single_file(cls, path, dtype=dtype or torch_dtype, **options)
+
+    def push_to_hub(self, repo_id: str, **hub: Any) -> str:
+        """Save into a repository of the hub; `private`, `token`, `commit_message`, `revision`, `create_pr`. Returns the commit's address."""
+        from ..checkpoints.hub import push_folder
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(folder, repo_id, **hub)
 
 
 def as_batch(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
@@ -121,11 +118,7 @@ def as_batch(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
 
 
 def choose(field: str, value: object, table: Mapping[Any, T]) -> T:
-    """The entry of `table` that a configuration names in `field`.
-
-    Raises:
-        ConfigError: there is none; the message lists what there is.
-    """
+    """The entry of `table` that a configuration names in `field`. A ConfigError lists what there is."""
     if value not in tuple(table):
         raise ConfigError("This option has no such value.", where=field, got=value, expected=", ".join(map(str, table)))
     return table[value]

@@ -53,7 +53,6 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
     @torch.no_grad()
     def forward(self, clip_input: Tensor, images: Images) -> tuple[Images, list[bool]]:
         """The images, flagged ones black, and which were flagged.
-
         Args:
             clip_input: the images as CLIP's processor gives them, (B, 3, 224, 224).
             images: as many to return: an array (B, H, W, C), a tensor, or a list of either. Not changed in place.

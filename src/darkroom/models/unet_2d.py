@@ -22,7 +22,6 @@ __all__ = ["UNet", "UNet2DConfig", "UNet2DModel", "UNet2DOutput"]
 
 class UNet(Model):
     """A network of blocks on the way down, in the middle and on the way up.
-
     `build` makes `conv_in`, `time_proj`, `time_embedding` and `class_embedding` (None without classes), then calls `_build_blocks`.
     """
 
@@ -68,7 +67,6 @@ class UNet(Model):
         self, x: Tensor, cond: Conditions, inside: Sequence[Tensor] = (), outside: Sequence[Tensor] | None = None, mid: Tensor | None = None
     ) -> Tensor:
         """From the first convolution to the last, (B, in_channels, H, W) to (B, out_channels, H, W).
-
         `inside` goes into blocks on the way down, `outside` and `mid` onto skip connections and after the middle.
         """
         skips, remaining = [self.conv_in(x)], list(inside)  # (B, C0, H, W)
@@ -106,7 +104,6 @@ class UNet2DOutput(Output):
 @dataclass(frozen=True, eq=False, repr=False)
 class UNet2DConfig(Config):
     """The keys of the network's `config.json`.
-
     `attention_head_dim` is the number of channels per head, None for one head. `downsample_type` and `upsample_type` ("conv" or
     "resnet") concern self-attention blocks.
     """
@@ -143,7 +140,6 @@ class UNet2DConfig(Config):
 
 class UNet2DModel(UNet):
     """A UNet over (B, C, H, W) that predicts noise, the clean sample or the score, as its checkpoint was trained.
-
     Raises ConfigError for an option that has no meaning, or whose length does not fit the number of blocks.
     """
 
@@ -180,11 +176,15 @@ class UNet2DModel(UNet):
             middle = middle_block(SelfAttention if c.add_attention else None, level)
         self._build_blocks(c, levels, middle, up_levels(levels, c.upsample_type), "silu", 3)
 
+    def sample_call(self, rows: int, height: int, width: int) -> Any:
+        """One call for `rows` samples of this size; the values mean nothing."""
+        labels = None if self.class_embedding is None else torch.zeros(rows, dtype=torch.int64)
+        return self(torch.empty(rows, self.config.in_channels, height, width, dtype=self.dtype), torch.ones(1), labels)
+
     def forward(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, *, attend: Attend | None = None
     ) -> Tensor:
         """Predict from a noisy sample: (B, in_channels, H, W) -> (B, out_channels, H, W).
-
         Args:
             timestep: one for all rows or one for each; the noise's sigma for Fourier embeddings.
             class_labels: (B,) for networks conditioned on a class.

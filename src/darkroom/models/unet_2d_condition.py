@@ -29,7 +29,6 @@ class UNet2DConditionOutput(UNet2DOutput):
 @dataclass(frozen=True, eq=False, repr=False)
 class UNet2DConditionConfig(Config):
     """The keys of the network's `config.json`.
-
     `attention_head_dim` is the number of attention heads of transformer blocks, against its name, unless `num_attention_heads` is
     given: all checkpoints are written so. In other attentions it is what it says. Options of one value per block may be one for all.
     """
@@ -86,7 +85,6 @@ class UNet2DConditionConfig(Config):
 
 class UNet2DConditionModel(UNet):
     """A UNet over (B, C, H, W) that predicts noise, velocity or the clean sample, as its checkpoint was trained.
-
     Raises ConfigError for an option that has no meaning, or whose length does not fit the number of blocks.
     """
 
@@ -106,15 +104,10 @@ class UNet2DConditionModel(UNet):
         self.conv_in = nn.Conv2d(c.in_channels, c.block_out_channels[0], c.conv_in_kernel, padding=(c.conv_in_kernel - 1) // 2)
         width = self._build_embeddings(c)
         self.concat_classes = c.class_embeddings_concat
-        levels = down_levels(
-            c,
-            temb_channels=width * 2 if c.class_embeddings_concat else width,
-            heads=head_dims if c.num_attention_heads is None else per_block(c, "num_attention_heads"),
-            head_dim=tuple(dim or width for dim, width in zip(head_dims, c.block_out_channels)),
-            depth=depths,
-            context_dim=per_block(c, "cross_attention_dim"),
-            only_cross=per_block(c, "only_cross_attention"),
-        )
+        heads = head_dims if c.num_attention_heads is None else per_block(c, "num_attention_heads")
+        options = {"context_dim": per_block(c, "cross_attention_dim"), "only_cross": per_block(c, "only_cross_attention"), "depth": depths}
+        options["head_dim"] = tuple(dim or width for dim, width in zip(head_dims, c.block_out_channels))
+        levels = down_levels(c, temb_channels=width * 2 if c.class_embeddings_concat else width, heads=heads, **options)
         # head_dim is not reversed on the way up: the checkpoints were trained so
         ups = zip(up_levels(levels), levels, c.reverse_transformer_layers_per_block or depths[::-1])
         up = [replace(a, head_dim=b.head_dim, depth=depth) for a, b, depth in ups]
@@ -165,13 +158,9 @@ class UNet2DConditionModel(UNet):
 
     @staticmethod
     def _middle(c: UNet2DConditionConfig, level: Level) -> Block | None:
-        kinds: dict[str | None, Attends] = {
-            None: None,
-            "UNetMidBlock2D": None,
-            "UNetMidBlock2DCrossAttn": Transformer2D,
-            "UNetMidBlock2DSimpleCrossAttn": AddedKVAttention,
-        }
-        kind = choose("mid_block_type", c.mid_block_type, kinds)
+        bare: dict[str | None, Attends] = {None: None, "UNetMidBlock2D": None}
+        read = {"UNetMidBlock2DCrossAttn": Transformer2D, "UNetMidBlock2DSimpleCrossAttn": AddedKVAttention}
+        kind = choose("mid_block_type", c.mid_block_type, bare | read)
         if c.mid_block_type is None:
             return None
         simple, only_cross = kind is AddedKVAttention, c.mid_block_only_cross_attention
@@ -182,13 +171,12 @@ class UNet2DConditionModel(UNet):
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor | None, class_labels: Tensor | None = None,
-        timestep_cond: Tensor | None = None, attention_mask: Tensor | None = None, cross_attention_kwargs: Mapping[str, Any] | None =
-        None, added_cond_kwargs: Mapping[str, Tensor] | None = None, down_block_additional_residuals: Sequence[Tensor] | None = None,
+        timestep_cond: Tensor | None = None, attention_mask: Tensor | None = None, cross_attention_kwargs: Mapping[str, Any] | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None, down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None, down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
         encoder_attention_mask: Tensor | None = None, *, attend: Attend | None = None,
     ) -> Tensor:  # fmt: skip
         """Predict from a noisy sample: (B, in_channels, H, W) -> (B, out_channels, H, W); H and W of any size.
-
         Args:
             timestep: one for all rows or one for each, 0 to 999 for most checkpoints.
             encoder_hidden_states: the context (B, M, cross_attention_dim).
@@ -227,6 +215,24 @@ class UNet2DConditionModel(UNet):
             inside, outside = outside if inside is None else inside, None
         cond = Conditions(self.time_embed_act(temb), context, mask, context_mask, attend or self.attend)
         return self._through(x, cond, inside or (), outside, mid_block_additional_residual)
+
+    def sample_call(self, rows: int, height: int, width: int) -> Any:
+        """One call for `rows` samples of this size with conditions of the usual shapes; the values mean nothing."""
+        c = self.config
+        x = torch.empty(rows, c.in_channels, height, width, dtype=self.dtype)
+        dims = c.cross_attention_dim if c.encoder_hid_dim is None else c.encoder_hid_dim
+        context = torch.empty(rows, 77, dims if isinstance(dims, int) else dims[0], dtype=self.dtype)
+        added, labels = {}, None
+        if c.addition_embed_type == "text_time":
+            count = 6 if (c.projection_class_embeddings_input_dim or 0) - 6 * (c.addition_time_embed_dim or 0) >= 1280 else 5
+            text = (c.projection_class_embeddings_input_dim or 0) - count * (c.addition_time_embed_dim or 0)
+            added = {"text_embeds": torch.empty(rows, text, dtype=self.dtype), "time_ids": torch.empty(rows, count, dtype=self.dtype)}
+        if c.num_class_embeds is not None or c.class_embed_type == "timestep":
+            labels = torch.zeros(rows, dtype=torch.int64)
+        elif c.projection_class_embeddings_input_dim is not None and c.class_embed_type is not None:
+            labels = torch.empty(rows, c.projection_class_embeddings_input_dim, dtype=self.dtype)
+        cond = None if c.time_cond_proj_dim is None else torch.empty(rows, c.time_cond_proj_dim, dtype=self.dtype)
+        return self(x, torch.ones(1), context, class_labels=labels, timestep_cond=cond, added_cond_kwargs=added)
 
     def _pooled(self, added: Mapping[str, Tensor]) -> Tensor:
         """Pooled text beside the sinusoids of SDXL's sizes (Podell et al. 2023)."""

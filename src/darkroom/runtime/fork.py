@@ -14,7 +14,6 @@ _HOOKS = tuple(n for n in vars(nn.Module()) if n.startswith(("_forward_", "_back
 
 def fork(module: M, memo: dict[int, nn.Module] | None = None) -> M:
     """A module tree with the same parameter and buffer objects; structure, hooks and plain attributes are its own.
-
     Replacing a layer or a parameter, adding a hook or changing an attribute of one tree leaves the other as it is. Moving one to another
     device or dtype moves both: they are the same weights. A module that stands in several places does so in the fork too.
     """

@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, get_args
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from .. import schedulers
 from ..checkpoints.files import PathLike, read_json
 from ..checkpoints.hub import HUB_OPTIONS, locate
 from ..checkpoints.save import write_text_atomic
-from ..config import Config, Configurable
+from ..config import Config, Configurable, fits, hints_of
 from ..errors import ConfigError, InputError
 from ..outputs import Output
 from . import process
@@ -37,7 +37,6 @@ KARRAS = (
     "RESMultistepScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 LARGEST_TABLE = 1_000_000  # a file may ask for any number; this bounds what it costs
-KINDS: dict[Any, Any] = {bool: (bool, np.bool_, types.NoneType), int: numbers.Integral, float: numbers.Real}  # for a switch, None is off
 
 
 @dataclass
@@ -51,23 +50,11 @@ class SchedulerOutput(Output):
 Stepped = SchedulerOutput | tuple[Tensor, ...]  # what `step` returns
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a configuration is one of its annotation's."""
-    origin, choices = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, choice) for choice in choices)
-    if origin is Literal:
-        return isinstance(value, (str, numbers.Integral, types.NoneType)) and value in choices
-    return isinstance(value, KINDS.get(hint, origin or hint)) and (hint is bool or not isinstance(value, bool))
-
-
 class Scheduler(Configurable):
     """Timesteps of a run, and one step of it: `set_timesteps(n)`, then `step(out, t, x).prev_sample` for each t of `timesteps`.
-
     `step` takes the network's output and the sample, (B, C, ...) both, and an item of `timesteps`; a `generator` (or one for each row) makes
     its noise, and `return_dict=False` gives a tuple. It replaces attributes and never changes them in place: `copy.copy(scheduler)` is an
     independent run over the same configuration and tables.
-
     `timesteps` descend, (steps,), on the device given to `set_timesteps`; before, they are the whole table. `init_noise_sigma` is the standard
     deviation of the noise that a run starts from, and `order` the network evaluations per step of the schedule. `step_index` is the position
     of the next step in `timesteps`, once the first was asked for, and `begin_index` where the run starts, if `set_begin_index` said so.
@@ -82,24 +69,14 @@ class Scheduler(Configurable):
     init_noise_sigma: float | Tensor = 1.0
     num_inference_steps: int | None = None
 
-    def __init__(self, *args: Any, **options: Any):
-        """Options are the fields of `Config`, positional or by name. Raises ConfigError for a value that has no meaning."""
-        self._assemble(self._configure(*args, **options))
-
-    @classmethod
-    def _from_parsed(cls, parsed: Config) -> Self:
-        self = cls.__new__(cls)
-        self._assemble(parsed)
-        return self
-
     def _assemble(self, config: Config) -> None:
         """Check the configuration, then build tables and the timesteps that hold before `set_timesteps`."""
         self.config = config
-        hints = get_type_hints(type(config))
+        hints = hints_of(type(config))
         for name in config.names():
             value, hint = config[name], hints[name]
             no_number = isinstance(value, numbers.Real) and not abs(value) < 1e308 and value != getattr(type(config), name)  # type: ignore[operator]
-            if no_number or not _fits(value, hint):
+            if no_number or not fits(value, hint):
                 self._refuse(name, value, ", ".join(getattr(a, "__name__", str(a)) for a in get_args(hint)) or hint.__name__)
         if not 1 <= config["num_train_timesteps"] <= LARGEST_TABLE:
             self._refuse("num_train_timesteps", config["num_train_timesteps"], f"1 to {LARGEST_TABLE}")
@@ -125,7 +102,6 @@ class Scheduler(Configurable):
 
     def save_pretrained(self, save_directory: PathLike) -> None:
         """Write `scheduler_config.json` into the folder, whole or not at all."""
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
         write_text_atomic(Path(save_directory) / self.config_name, self.to_json())
 
     @property
@@ -269,7 +245,6 @@ def options(**defaults: Any) -> type[Config]:
 
 class KarrasScheduler(Scheduler):
     """A scheduler over the betas of a discrete-time process: x = alpha x0 + sigma eps, alpha^2 = alpha bar, sigma^2 = 1 - alpha bar.
-
     These schedulers can replace one another. `betas`, `alphas` and `alphas_cumprod` are (num_train_timesteps,) float32 on the CPU, and
     `final_alpha_cumprod` is alpha bar of the data itself, where the last step ends. This base is for integer timesteps that index the table.
     """
@@ -286,6 +261,10 @@ class KarrasScheduler(Scheduler):
         if isinstance(config.trained_betas, (np.ndarray, Tensor)):
             config = config.replace(trained_betas=config.trained_betas.tolist())
         super()._assemble(config)
+        if len(config.trained_betas or ()) > LARGEST_TABLE:
+            self._refuse("trained_betas", f"{len(config.trained_betas)} of them", f"at most {LARGEST_TABLE}")
+        if abs(offset := self._option("steps_offset", 0)) > config.num_train_timesteps:
+            self._refuse("steps_offset", offset, f"at most {config.num_train_timesteps}, the number of training timesteps")
         betas = process.betas(*(config[name] for name in BetaConfig.names()))
         self.betas = process.zero_snr(betas) if self._option("rescale_betas_zero_snr") else betas
         self.alphas = 1.0 - self.betas
@@ -392,7 +371,7 @@ class SigmaScheduler(KarrasScheduler):
     @classmethod
     def _flows(cls) -> bool:
         """Whether this class can sample flows."""
-        return "flow_prediction" in get_args(get_type_hints(cls.Config).get("prediction_type"))
+        return "flow_prediction" in get_args(hints_of(cls.Config).get("prediction_type"))
 
     @classmethod
     def _configure(cls, *args: Any, **options: Any) -> Any:

@@ -15,7 +15,6 @@ ADAMS_BASHFORTH = {2: (2, (3, -1)), 3: (12, (23, -16, 5)), 4: (24, (55, -59, 37,
 
 class PNDMScheduler(KarrasScheduler):
     """Pseudo numerical methods for diffusion models (Liu et al. 2022): Runge-Kutta to start (F-PNDM), then Adams-Bashforth.
-
     With `skip_prk_steps` (S-PNDM and the latent diffusion checkpoints) the start is a second evaluation of the second timestep.
     Fourth order but at the start: for 20 to 50 steps without strong guidance.
     `ets` are the last predictions, oldest first, and `counter` the steps taken in this run.

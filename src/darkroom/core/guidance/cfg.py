@@ -19,7 +19,6 @@ def rescale(guided: Tensor, cond: Tensor, weight: float) -> Tensor:
 
 class CFG:
     """uncond + scale (cond - uncond) + terms (Ho & Salimans 2022).
-
     `scale` is the weight of the prompt; at 1 or below there is no unconditional branch. `rescale` in [0, 1] is the weight of the function
     `rescale`, and `terms` are further addends, such as `PAG(3.0)` and `SAG(0.75)`.
     """

@@ -33,7 +33,6 @@ def _matches(pattern: str, site: str) -> bool:
 
 class PAG:
     """scale (cond - perturbed), where the perturbed prediction has identity maps in some self-attention layers (Ahn et al. 2024, eq. 16).
-
     The weight is `scale - adaptive_scale (1000 - t)`, not below 0; `scale` is 0 or more, and 0 costs nothing. `layers` are regular
     expressions for the dotted names of self-attention layers, None takes the pipeline's own choice; InputError for one that matches no layer.
     """

@@ -29,7 +29,6 @@ def gaussian_blur(x: Tensor, size: int = 9, sigma: float = 1.0) -> Tensor:
 
 class SAG:
     """scale (base - degraded), where the degraded prediction has the salient regions of x0 blurred (Hong et al. 2023, eq. 16 and 25).
-
     What is salient is read off the self-attention in the middle of the denoiser: tokens that receive more than their share.
     The base is the unconditional prediction where there is one. The blur needs latents of at least 5 x 5. `scale` is 0 or more; 0 costs nothing.
     """

@@ -24,7 +24,6 @@ def rename_attention(name: str) -> str:
 @dataclass(frozen=True, eq=False)
 class Conditions:
     """What every block of a UNet receives beside its input, for one call.
-
     `temb` is the timestep embedding (B, E), `context` (B, M, C); `mask` and `context_mask` are additive biases over the keys of
     self- and cross-attention, broadcastable to (B, heads, N, M).
     """
@@ -45,7 +44,6 @@ class TokenGroupNorm(nn.GroupNorm):
 
 class Attention(nn.Module):
     """Multi-head attention over tokens (B, N, C) (Vaswani et al. 2017).
-
     Args:
         dim: channels of the input and output; a `norm` comes before all else.
         context_dim: channels of the context; None attends to the input itself.
@@ -147,7 +145,6 @@ class FeedForward(nn.Sequential):
 
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and a feed-forward network, each after a norm and around a residual.
-
     `only_cross`: the first attention reads the context too.
     """
 
@@ -170,7 +167,6 @@ class BasicTransformerBlock(nn.Module):
 
 class Transformer2D(nn.Module):
     """`depth` transformer blocks over the pixels of (B, C, H, W), between projections, around a residual (Rombach et al. 2022).
-
     With `use_linear_projection` the projections are linear layers over tokens, not 1x1 convolutions, which only changes their shapes.
     """
 

@@ -22,7 +22,6 @@ def activation(name: str) -> nn.Module:
 @dataclass(frozen=True)
 class Level:
     """Widths and options of the blocks at one resolution. Options carry the names of the configuration's keys.
-
     Args:
         channels: of the block's output; `channels_in` of its input.
         layers: residual blocks.
@@ -62,7 +61,6 @@ class Level:
 
 class Resample2D(nn.Module):
     """Nearest-neighbour enlargement by 2 (or to `size`), then a 3x3 convolution; or halving by a strided one.
-
     Without `use_conv`: enlargement alone, or averaging. `padding=0` pads right and below only (KL autoencoders).
     """
 
@@ -84,7 +82,6 @@ class Resample2D(nn.Module):
 
 class ResnetBlock2D(nn.Module):
     """Two normalised convolutions around a residual; the timestep embedding is added, or scales and shifts, in between.
-
     He et al. 2015; the conditioning is of Ho et al. 2020 ("default") or of Dhariwal & Nichol 2021 ("scale_shift").
     `resample` changes the resolution before the first convolution.
     """

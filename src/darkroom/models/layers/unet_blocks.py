@@ -32,7 +32,6 @@ READS_CONTEXT = (Transformer2D, AddedKVAttention)
 
 class Block(nn.Module):
     """Residual blocks, each with its attention, then half or twice the resolution.
-
     `bare` residual blocks at the end have no attention. With skip connections each residual block receives one beside its input.
     """
 

@@ -1,0 +1,235 @@
+"""Loading of large checkpoints, beside the reference: `python -m benchmarks.loading [--rounds 3] [--folder KEPT]`.
+
+Writes (once) Stable Diffusion 1.5's layout in float32 (4.3 GB) and SDXL's UNet in float16 in shards of 1 GB (5.1 GB), of random weights. Every
+figure is of a fresh process in which everything is imported, the page cache warm; memory is over the process's own after its imports, in a run of
+its own.
+"""
+
+from __future__ import annotations
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+from .cases import SD15
+from .measure import LIBRARIES, ROOT, Row, fresh, interleave
+
+__all__ = ["layouts", "rows"]
+
+SDXL = {
+    "sample_size": 128, "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "cross_attention_dim": 2048,
+    "attention_head_dim": [5, 10, 20], "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": True,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+VAE = {
+    "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4, "sample_size": 512,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+}  # fmt: skip
+TEXT = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12, vocab_size=49408)
+PLAIN = 4 * 2**20  # bytes of a plain read
+
+
+def layouts(folder: Path) -> None:
+    """Write both layouts, where they are not there yet."""
+    import torch
+    import transformers
+    from families import tiny
+    from torch import nn
+    import darkroom
+
+    numbers = torch.randn(2**24) / 30
+
+    def filled(module: nn.Module, dtype: torch.dtype) -> Any:
+        """A module on "meta" with random values. They repeat: what they are makes no difference."""
+        for owner in module.modules():
+            for leaf, p in owner._parameters.items():
+                if p is not None:
+                    many = numbers.to(dtype).repeat(-(-p.numel() // len(numbers)))
+                    owner._parameters[leaf] = nn.Parameter(many[: p.numel()].reshape(p.shape).clone())
+        return module.eval()
+
+    if not (folder / "sd" / "model_index.json").exists():
+        with torch.device("meta"):
+            unet, vae = darkroom.UNet2DConditionModel(**SD15), darkroom.AutoencoderKL(**VAE)
+        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT))
+        pipe = darkroom.StableDiffusionPipeline(
+            unet=filled(unet, torch.float32),
+            vae=filled(vae, torch.float32),
+            text_encoder=text,
+            tokenizer=tiny.tokenizer(folder / "tokenizer"),
+            scheduler=darkroom.PNDMScheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+        )
+        pipe.save_pretrained(folder / "sd")
+    if not (folder / "sdxl" / "config.json").exists():
+        with torch.device("meta"):
+            unet = darkroom.UNet2DConditionModel(**SDXL)
+        filled(unet, torch.float16).save_pretrained(folder / "sdxl", max_shard_size="1GB")
+
+
+def resident() -> tuple[int, int]:
+    """Bytes of this process in memory: all, and those of no file."""
+    fields = dict(
+        line.split(":", 1)
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("Rss") or line.startswith("VmRSS")
+    )
+    return tuple(int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))  # type: ignore[return-value]
+
+
+def sampled(run: Callable[[], Any]) -> tuple[Any, int, int]:
+    """What `run` returns, and the highest `resident` during it less that before."""
+    before, peak, over = resident(), [0, 0], threading.Event()
+
+    def sample() -> None:
+        while not over.is_set():
+            peak[:] = map(max, peak, resident())
+            over.wait(0.005)
+
+    watcher = threading.Thread(target=sample)
+    watcher.start()
+    try:
+        result = run()
+        peak[:] = map(max, peak, resident())
+    finally:
+        over.set()
+        watcher.join()
+    return result, peak[0] - before[0], peak[1] - before[1]
+
+
+def loading(library: str, what: str, folder: str, dtype: str) -> Callable[[], Any]:
+    """A function that loads, with everything imported and nothing read."""
+    from importlib import import_module
+    import torch
+    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401  is imported when a pipeline is loaded
+
+    lib = import_module(library)
+    _ = lib.AutoencoderKL, lib.PNDMScheduler
+    if library == "darkroom":
+        import_module("darkroom.checkpoints.pipelines")
+    kind = lib.StableDiffusionPipeline if what == "sd" else lib.UNet2DConditionModel
+    return lambda: kind.from_pretrained(f"{folder}/{what}", torch_dtype=getattr(torch, dtype))
+
+
+def reading(way: str, folder: str) -> tuple[Callable[[], Any], int]:
+    """A function that reads the float32 UNet, and its bytes: "plain" into a small buffer, "kept" in memory as plainly, or by
+    `load_weights`: "read" into memory, or "cast" to bfloat16.
+    """
+    import torch
+    import darkroom
+    from darkroom.checkpoints.weights import Weights, load_weights
+
+    path = Path(folder, "sd", "unet", "diffusion_pytorch_model.safetensors")
+    size = path.stat().st_size
+
+    def plain() -> None:
+        with path.open("rb") as file:
+
+            def work(turn: int) -> None:
+                buffer = memoryview(bytearray(PLAIN))
+                for offset in range(turn * PLAIN, size, 2 * PLAIN):
+                    os.preadv(file.fileno(), [memory[offset : offset + PLAIN] if way == "kept" else buffer], offset)
+
+            threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    with torch.device("meta"):
+        unet = darkroom.UNet2DConditionModel(**SD15)
+    dtype = torch.bfloat16 if way == "cast" else None
+    memory = memoryview(torch.empty(size if way == "kept" else 0, dtype=torch.uint8).numpy())  # type: ignore[arg-type]
+    return plain if way in ("plain", "kept") else lambda: load_weights(unet, Weights([path]), dtype=dtype, mmap=False), size
+
+
+def child(task: str, *arguments: str) -> dict[str, float]:
+    """What a fresh process measures: "time" and "memory" of `loading`, "use" with every weight read once, "rate" of `reading`."""
+    if task == "rate":
+        run, size = reading(*arguments)
+    else:
+        run = loading(*arguments)
+    began = time.perf_counter()
+    if task == "memory":
+        pipe, peak, anonymous = sampled(run)
+        parts = pipe.components.values() if hasattr(pipe, "components") else [pipe]
+        size = sum(p.nbytes for part in parts if hasattr(part, "parameters") for p in part.parameters())
+        return {"peak": peak / size, "anonymous": anonymous / size, "GB": size / 1e9}
+    made = run()
+    if task == "use":
+        parts = made.components.values() if hasattr(made, "components") else [made]
+        for p in (p for part in parts if hasattr(part, "parameters") for p in part.parameters()):
+            p.sum()
+    seconds = time.perf_counter() - began
+    return {"rate": size / 1e9 / seconds} if task == "rate" else {"seconds": seconds}
+
+
+def rows(folder: Path, rounds: int, options: argparse.Namespace) -> Iterator[Row]:
+    """Each comparison as a row; `options.threads` are those of every process."""
+
+    def run(*arguments: str) -> dict[str, float]:
+        return json.loads(fresh(["-m", "benchmarks.loading", "--child", *arguments], options)[2])
+
+    for path in folder.rglob("*.safetensors"):
+        subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)  # into the page cache
+    cases = [("sd", "float32", 0.6), ("sd", "bfloat16", 0.35), ("sdxl", "float16", 0.6)]
+    for what, dtype, limit in cases:
+        name = {"sd": "SD 1.5 layout, float32", "sdxl": "SDXL UNet, float16 in shards of 1 GB"}[what] + f" to {dtype}"
+        for task in ("time", "use"):
+            runs = {lib: lambda lib=lib, task=task: run(task, lib, what, str(folder), dtype)["seconds"] for lib in LIBRARIES}  # noqa: B023
+            got = interleave(runs, rounds, warm_up=False)
+            ours, theirs = ([min(got[lib])] for lib in LIBRARIES)
+            if task == "time":
+                yield Row(name, ours, theirs, limit=limit, note=f"best of {rounds}")
+            else:
+                yield Row(f"{name}, and every weight read once", ours, theirs)
+        a, b = (run("memory", lib, what, str(folder), dtype) for lib in LIBRARIES)
+        limits = (1.3, 1.1) if dtype == "bfloat16" else (None, None)
+        for key, bound in zip(("peak", "anonymous"), limits):
+            words = {"peak": "resident memory at the peak", "anonymous": "anonymous memory at the peak"}[key]
+            yield Row(f"{words}, {what} to {dtype}", [a[key]], [b[key]], "x result", bound, True, f"result {a['GB']:.2f} GB")
+    ways = {way: partial(lambda way: run("rate", way, str(folder))["rate"], way) for way in ("plain", "kept", "read", "cast")}
+    best = {way: max(values) for way, values in interleave(ways, rounds, warm_up=False).items()}
+    for way, words in {"read": "reading float32 without mapping", "cast": "reading float32 as bfloat16"}.items():
+        for limit, into in {"plain": "one small buffer", "kept": "memory of their own"}.items():
+            note = f"{best[way] / best[limit]:.0%}, target 70%"
+            yield Row(f"{words}, beside plain parallel reads into {into}", [best[way]], [best[limit]], "GB/s", note=note)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", help="where the checkpoints are kept; a temporary one, which is removed, if not given")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--write", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.threads = 1
+    if options.child:
+        print(json.dumps(child(*options.child)))
+    elif options.write:
+        layouts(Path(options.write))
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(options.folder or temporary)
+            tests = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), str(ROOT)])
+            arguments = [sys.executable, "-m", "benchmarks.loading", "--write", str(folder)]
+            subprocess.run(arguments, check=True, env=os.environ | {"PYTHONPATH": tests})
+            for row in rows(folder, options.rounds, options):
+                print("  ".join(filter(None, row.cells())), flush=True)
+
+
+if __name__ == "__main__":
+    main()
