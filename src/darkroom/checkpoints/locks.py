@@ -75,7 +75,7 @@ def pin(path: Path, exclusive: bool) -> int | None:
     end, pause = time.monotonic() + PATIENCE, 0.0005  # seconds
     while True:
         try:
-            descriptor = os.open(recover(path), os.O_RDONLY)
+            descriptor = os.open(recover(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
         except FileNotFoundError:
             raise
         except OSError:
