@@ -33,7 +33,8 @@ __all__ = ["fetch_pipeline", "load_pipeline", "save_pipeline", "variants_of"]
 logger = logging.getLogger("darkroom")
 # what older programs pass and what has no meaning here
 _IGNORED = frozenset(
-    "low_cpu_mem_usage offload_folder offload_state_dict mirror resume_download output_loading_info use_onnx provider sess_options".split()
+    "low_cpu_mem_usage offload_folder offload_state_dict mirror resume_download output_loading_info use_onnx provider sess_options "
+    "provider_options load_connected_pipeline".split()  # connected pipelines load with every class that has some
 )
 
 
@@ -47,24 +48,25 @@ def fetch_pipeline(
     trust_remote_code: bool = False,
     custom_pipeline: str | None = None,
     **hub: Any,
-) -> tuple[Path, PipelinePlan]:
-    """The local folder of a pipeline, with the files that are needed of a hub repository, and the plan that says which they are.
+) -> tuple[Path, ModelIndex, PipelinePlan]:
+    """The local folder of a pipeline, with the files that are needed of a hub repository, its index, and the plan that says which they are.
 
     `passed` are components that the caller brings: their files are neither fetched nor planned; `hub` as for `locate`.
     """
-    found: list[PipelinePlan] = []
+    found: list[tuple[ModelIndex, PipelinePlan]] = []
 
     def choose(names: list[str], folder: Path) -> list[str]:
         index = ModelIndex.read(folder)
         options: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors, "passed": passed, "dtype": dtype}
         options |= {"trust_remote_code": trust_remote_code, "custom_pipeline": custom_pipeline, "ignore_files": index.ignored}
-        found[:] = [plan_pipeline(names, index, **options)]
-        return list(found[0].files)
+        found[:] = [(index, plan_pipeline(names, index, **options))]
+        return list(found[0][1].files)
 
     folder = locate(source, files=[INDEX_NAME], choose=choose, **hub)
-    for note in found[0].notes:
+    index, plan = found[0]
+    for note in plan.notes:
         logger.warning("%s: %s", os.fspath(source), note)
-    return folder, found[0]
+    return folder, index, plan
 
 
 def variants_of(source: PathLike, **hub: Any) -> dict[str, list[str]]:
@@ -113,7 +115,7 @@ def load_pipeline(cls: type[DiffusionPipeline], source: PathLike, given: Mapping
         _tell_of_updates(source, hub)
     if not given.pop("follow_links", True):
         options["follow_links"] = False
-    names = ("trust_remote_code", "custom_pipeline", "device_map", "max_memory", "disable_mmap", "strict", "load_connected_pipeline")
+    names = ("trust_remote_code", "custom_pipeline", "device_map", "max_memory", "disable_mmap", "strict")
     options |= {name: given.pop(name) for name in (*names, "custom_revision") if name in given}
     options["given"] = {n: v for n, v in given.items() if n not in _IGNORED}
     root = check_source(source)
@@ -141,7 +143,6 @@ def _load(
     trust_remote_code: bool = False,
     custom_pipeline: str | None = None,
     custom_revision: str | None = None,
-    load_connected_pipeline: bool = False,
     device_map: Any = None,
     max_memory: Mapping[Any, int | str] | None = None,
     disable_mmap: bool = False,
@@ -154,16 +155,15 @@ def _load(
     if not follow_links and Path(source).is_dir():
         check_outward_links(Path(source))
     choice: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors, "trust_remote_code": trust}
-    folder, plan = fetch_pipeline(source, passed=given.keys(), dtype=dtype, custom_pipeline=custom_pipeline, **choice, **hub)
+    folder, index, plan = fetch_pipeline(source, passed=given.keys(), dtype=dtype, custom_pipeline=custom_pipeline, **choice, **hub)
     if not follow_links:
         check_links(folder, [folder / name for name in plan.files])
-    index = ModelIndex.read(folder)
     if custom_pipeline is not None:
         cls = _custom_pipeline(custom_pipeline, folder, trust, {**hub, "revision": custom_revision})
     elif cls is DiffusionPipeline:
         cls = _pipeline_class(index, folder, trust)
     names, optional, defaults, annotations = cls.declared()
-    if cls.connected and load_connected_pipeline is not None:
+    if cls.connected:
         given = {**_connected(cls, folder, given, dtype, choice, hub), **given}
     cls._check_names(sorted(given))
     values = {n: v for n, v in given.items() if n in names}
@@ -204,12 +204,7 @@ def _load(
                 bar.update(done)
 
         def load(name: str) -> Any:
-            options: dict[str, Any] = {
-                "dtype": dtypes[name],
-                "variant": plan.variants.get(name),
-                "use_safetensors": use_safetensors,
-                "strict": strict,
-            }
+            options: dict[str, Any] = {"dtype": dtypes[name], "variant": plan.variants.get(name), "use_safetensors": use_safetensors}
             options |= {"device": devices.get(name, "cpu"), "disable_mmap": disable_mmap, "strict": strict, "progress": progress}
             return load_component(name, classes[name], folders[name], **options)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, InputError
 from .atomic import save_folder_atomic, write_text_atomic
-from .files import PathLike
+from .files import PathLike, parse_bytes
 from .locks import Replaced, read_whole, reading, recover
 
 if TYPE_CHECKING:
@@ -84,16 +84,6 @@ def write_pickled(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def _bytes(size: int | str) -> int:
-    """A number of bytes: 10, "500MB" (decimal), "2GiB" (binary)."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B\s*", size, re.IGNORECASE) if isinstance(size, str) else None
-    if match:
-        size = int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
-    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
-        raise InputError("Not a size.", where="max_shard_size", got=size, expected='a number of bytes, or such as "10GB"')
-    return size
-
-
 def _shards(state: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
     """The tensors in groups of at most `limit` bytes; a larger one is alone. A tensor with several names is kept under the first."""
     unique: dict[object, str] = {}
@@ -128,7 +118,7 @@ def save_model(
         if t.layout is not torch.strided or t.is_quantized or _name(t.dtype) not in _DTYPES:
             got = f"{_name(t.dtype)}, {t.layout}"
             raise CheckpointError("A tensor that the format cannot hold.", where=f"{type(model).__name__}, {name}", got=got)
-    groups = _shards(state, _bytes(max_shard_size))
+    groups = _shards(state, parse_bytes(max_shard_size, "max_shard_size"))
     dot, ext = f".{variant}" if variant else "", "safetensors" if safe_serialization else "bin"
     ends = [f"-{i:05d}-of-{len(groups):05d}" for i in range(1, len(groups) + 1)] if len(groups) > 1 else [""]
     shards = {f"{model.weights_name}{dot}{end}.{ext}": group for end, group in zip(ends, groups, strict=True)}
