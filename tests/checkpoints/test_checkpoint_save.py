@@ -261,7 +261,13 @@ def test_options_without_meaning(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="values"):
         save_model(empty, tmp_path / "m")
     assert not list(tmp_path.iterdir())
-    assert [module.parse_bytes(v, "max_shard_size") for v in ("5GB", "500MB", "2GiB", "10kb", 7)] == [5 * 10**9, 5 * 10**8, 2 * 2**30, 10**4, 7]
+    assert [module.parse_bytes(v, "max_shard_size") for v in ("5GB", "500MB", "2GiB", "10kb", 7)] == [
+        5 * 10**9,
+        5 * 10**8,
+        2 * 2**30,
+        10**4,
+        7,
+    ]
 
 
 @pytest.mark.parametrize("kind", [KeyError, KeyboardInterrupt, SystemExit])
