@@ -304,6 +304,75 @@ def test_text_encoders_are_whole(tmp_path: Path, name: str) -> None:
     assert same(model, load_component("c", library, name, tmp_path))
 
 
+def _small(name: str):
+    """A network of transformers with random weights, and what it is called with."""
+    import transformers as tf
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"vocab_size": 32, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    image = {"image_size": 8, "patch_size": 4}
+    configs = {
+        "CLIPTextModel": lambda: tf.CLIPTextConfig(**sizes, **ids),
+        "CLIPVisionModelWithProjection": lambda: tf.CLIPVisionConfig(**sizes, **image),
+        "SiglipVisionModel": lambda: tf.SiglipVisionConfig(**sizes, **image),
+        "T5EncoderModel": lambda: tf.T5Config(
+            d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=32, feed_forward_proj="gated-gelu"
+        ),
+        "Qwen2ForCausalLM": lambda: tf.Qwen2Config(**sizes, **ids, num_key_value_heads=1, tie_word_embeddings=True),
+        "GPT2LMHeadModel": lambda: tf.GPT2Config(n_embd=8, n_layer=1, n_head=2, **ids),
+        "BertModel": lambda: tf.BertConfig(**sizes, **ids),
+    }
+    torch.manual_seed(3)
+    model = getattr(tf, name)(configs[name]()).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return model, torch.rand(1, 3, 8, 8) if "Vision" in name else torch.tensor([[0, 5, 7, 1]])
+
+
+NETWORKS = [
+    "CLIPTextModel",
+    "CLIPVisionModelWithProjection",
+    "SiglipVisionModel",
+    "T5EncoderModel",
+    "Qwen2ForCausalLM",
+    "GPT2LMHeadModel",
+    "BertModel",
+]
+
+
+@pytest.mark.parametrize("dtype", [None, "auto", torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_transformers_are_what_it_would_load(tmp_path: Path, name: str, dtype: object) -> None:
+    model, x = _small(name)
+    with quiet_transformers():
+        model.half().save_pretrained(tmp_path / "part")
+        theirs = type(model).from_pretrained(tmp_path / "part", dtype=dtype)
+    ours = load_component("part", "transformers", name, tmp_path, dtype=dtype)
+    assert ours.dtype == theirs.dtype and ours.config.dtype == theirs.config.dtype and not ours.training
+    found, wanted = ({**dict(m.named_buffers()), **m.state_dict()} for m in (ours, theirs))
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
+    ties = [len({id(p) for p in m.state_dict(keep_vars=True).values()}) for m in (ours, theirs)]
+    assert ties[0] == ties[1]
+    x = x.to(ours.dtype) if x.is_floating_point() else x
+    with torch.no_grad():
+        a, b = ours(x, output_hidden_states=True), theirs(x, output_hidden_states=True)
+    assert torch.equal(a[0], b[0]) and all(map(torch.equal, a.hidden_states, b.hidden_states))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_transformers_stay_mapped(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those whose tensors are in the files as they are take the way of darkroom's own, and are built once."""
+    model, _ = _small(name)
+    with quiet_transformers():
+        model.save_pretrained(tmp_path / "part")
+    monkeypatch.setattr(type(model), "from_pretrained", None)
+    done: list[int] = []
+    ours = load_component("part", "transformers", name, tmp_path, progress=done.append)
+    assert same(ours, model) and sum(done) == sum(p.nbytes for p in {id(p): p for p in ours.parameters()}.values())
+
+
 def test_broken_components_are_named(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -22,7 +22,7 @@ from .plan import Plan, available_variants, component_files, plan, weight_paths
 from .save import read_whole
 from .weights import Weights, load_weights
 
-__all__ = ["DType", "check_dtype", "component_errors", "load_component", "load_model", "size_of", "skeleton"]
+__all__ = ["DType", "check_dtype", "component_errors", "load_component", "load_model", "open_weights", "size_of", "skeleton"]
 
 DType = torch.dtype | str | None  # "auto": as stored
 logger = logging.getLogger("darkroom")
@@ -84,6 +84,11 @@ def open_weights(folder: Path, chosen: Plan) -> Weights:
     return weights
 
 
+def _chosen_weights(folder: Path, config_name: str = "config.json", **choice: Any) -> Weights:
+    read_json(folder / config_name)  # if there is none, this is the first thing to say
+    return open_weights(folder, plan(listing(folder), where=folder, **choice))
+
+
 def check_dtype(dtype: object, where: str) -> None:
     """Raises InputError for what is neither None nor "auto" nor a floating-point dtype."""
     if dtype not in (None, "auto") and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -112,17 +117,18 @@ def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None
         folder = locate(path, files=[cls.config_name], choose=choose, subfolder=subfolder, **hub)
         if not follow_links:
             check_outward_links(folder)
-        return _load(cls, folder, changes, choice, **reading)
+        weights = _chosen_weights(folder, cls.config_name, dtype=reading.get("dtype"), **choice)
+        return _own_network(cls, folder, weights, changes, **reading)
 
     held = check_source(path)
     return read_whole(held / subfolder if isinstance(subfolder, str) and is_safe(subfolder) else held, load)
 
 
-def _load(
+def _own_network(
     cls: type[Model],
     folder: Path,
-    changes: Mapping[str, Any],
-    choice: Mapping[str, Any],
+    weights: Weights,
+    changes: Mapping[str, Any] = {},
     *,
     dtype: DType = None,
     device: torch.device | str = "cpu",
@@ -134,7 +140,6 @@ def _load(
     config = {**read_json(where), **changes}
     if "_class_name" not in config and ("architectures" in config or "model_type" in config):
         raise CheckpointError("The folder holds a model of transformers.", where=where, expected=cls.__name__)
-    weights = open_weights(folder, plan(listing(folder), where=folder, dtype=dtype, **choice))
     with skeleton(weights, cls.__name__, where):
         model = cls.from_config(config)
     if foreign := sorted(name for name in model.config.extra if not name.startswith("_")):
@@ -155,19 +160,18 @@ def _load(
     return model.eval()
 
 
-def _transformers_model(
+def _transformers_network(
     cls: Any,
     folder: Path,
+    weights: Weights,
     *,
-    variant: str | None = None,
-    use_safetensors: bool | None = None,
     dtype: DType = None,
     device: torch.device | str = "cpu",
+    disable_mmap: bool = False,
     progress: Callable[[int], None] | None = None,
     **_: Any,
 ) -> Any:
-    chosen = plan(listing(folder), stem="model", variant=variant, use_safetensors=use_safetensors, where=folder)
-    weights, where = open_weights(folder, chosen), folder / "config.json"
+    where = folder / "config.json"
     content = read_json(where)
     part = content.get(cls.config_class.base_config_key)
     if isinstance(part, dict) and content.get("model_type") != cls.config_class.model_type:
@@ -176,10 +180,14 @@ def _transformers_model(
     with skeleton(weights, cls.__name__, where), quiet_transformers():
         config = cls.config_class.from_dict(content)
         network = cls(config)
-    state, prefix = network.state_dict(), f"{cls.base_model_prefix}."
-    for name, entry in weights.entries.items():  # as far as names tell: transformers renames some
-        own = next((state[n] for n in (name, name.removeprefix(prefix), prefix + name) if n in state), None)
-        if own is not None and (entry.shape != tuple(own.shape) or entry.dtype.is_floating_point != own.is_floating_point()):
+    state, prefix = network.state_dict(keep_vars=True), f"{cls.base_model_prefix}."
+    names: dict[str, str] = {}  # the network's, by the files', as far as names tell: transformers renames some
+    for name, entry in weights.entries.items():
+        target = next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in state), None)
+        if target is None:
+            continue
+        own, names[name] = state[target], target
+        if entry.shape != tuple(own.shape) or entry.dtype.is_floating_point != own.is_floating_point():
             got, expected = f"{entry.shape}, {entry.dtype}", f"{tuple(own.shape)}, {'floats' if own.is_floating_point() else own.dtype}"
             raise CheckpointError("A tensor of another shape or kind.", where=f"{weights.files[name]}: {name}", got=got, expected=expected)
     held = sum(t.numel() for t in state.values())
@@ -189,18 +197,60 @@ def _transformers_model(
         )
     if torch.device(device).type == "meta":
         return network.eval()
+    floats = [e.dtype for e in weights.entries.values() if e.dtype.is_floating_point]
     if dtype == "auto":  # transformers would take what the configuration says
-        floats = [e.dtype for e in weights.entries.values() if e.dtype.is_floating_point]
         dtype = max(floats, key=floats.count, default=None)
-    options: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
+    kind: torch.dtype = dtype or config.dtype or next(iter(floats), torch.float32)  # type: ignore[assignment]
+    reading: dict[str, Any] = {"device": device, "mmap": False if disable_mmap else None, "progress": progress, "where": folder}
+    if _complete(network, state, names) and (full := _kept_in_float32(network, kind)) is not None and _fill_buffers(network, kind):
+        for sub in (config, *(getattr(config, key) for key in config.sub_configs)):
+            if sub is not None:
+                sub.dtype = kind
+        weights.entries = {name: weights.entries[name] for name in names}
+        load_weights(network, weights, dtype=kind, keep_in_float32=full, rename=names.__getitem__, **reading)
+        return network.eval()
     with quiet_transformers():  # given the tensors, mapped by our own readers, it opens no file
         tensors = weights.mapped(weights.entries)
-        model, report = cls.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True, **options)
+        model, report = cls.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True, dtype=kind)
     if missing := sorted(map(str, report["missing_keys"])):
         raise CheckpointError(f"{len(missing)} tensors are not in the weight files.", where=where, got=", ".join(missing[:5]))
     if progress is not None:
         progress(weights.nbytes)
     return model.eval().to(device)
+
+
+def _complete(network: Any, state: Mapping[str, Tensor], names: Mapping[str, str]) -> bool:
+    """Whether every tensor of a transformers network is in the files once, as it is: else transformers knows how to convert what is there."""
+    given = {id(state[target]) for target in names.values()}
+    plain = getattr(network.config, "quantization_config", None) is None
+    return plain and len(given) == len(names) and all(id(tensor) in given for tensor in state.values())
+
+
+def _kept_in_float32(network: Any, dtype: torch.dtype) -> set[str] | None:
+    """The parts of names that transformers keeps in float32 at a dtype; None if it names them by patterns."""
+    kept = {*(network._keep_in_fp32_modules_strict or ())} if dtype in (torch.float16, torch.bfloat16) else set()
+    kept |= {*(network._keep_in_fp32_modules or ())} if dtype == torch.float16 else set()
+    return kept if all(name.isidentifier() for name in kept) else None
+
+
+def _fill_buffers(network: Any, dtype: torch.dtype) -> bool:
+    """Give a transformers network on "meta" those buffers that are in no file, by its own initialisation. False if that does not make them."""
+    found = [
+        (m, leaf, b) for m in network.modules() for leaf, b in m._buffers.items() if leaf in m._non_persistent_buffers_set and b is not None
+    ]
+    if any(b.dtype == torch.bool or (b.is_floating_point() and dtype != torch.float32) for _, _, b in found):
+        return False  # floats may be made in the default dtype
+    blanks = {}
+    for module, leaf, buffer in found:
+        blank = math.nan if buffer.is_floating_point() else torch.iinfo(buffer.dtype).min
+        blanks[module, leaf] = torch.full_like(buffer, blank, device="cpu")
+        module._buffers[leaf] = blanks[module, leaf].clone()
+    with building, torch.no_grad():
+        for module in {module for module, _, _ in found}:
+            network._init_weights(module)
+    return all(
+        not module._buffers[leaf].equal(blank) and not module._buffers[leaf].isnan().any() for (module, leaf), blank in blanks.items()
+    )
 
 
 def _check_numbers(content: Mapping[str, Any], where: Path) -> None:
@@ -249,22 +299,28 @@ def size_of(weights: Weights, dtype: DType) -> int:
     return sum(math.prod(e.shape) * (cast if cast and e.dtype.is_floating_point else e.dtype).itemsize for e in weights.entries.values())
 
 
-def load_component(name: str, cls: Any, folder: Path, *, variant: str | None = None, **options: Any) -> Any:
+def load_component(
+    name: str, cls: Any, folder: Path, weights: Weights | None = None, *, variant: str | None = None, use_safetensors: bool | None = None,
+    **options: Any,
+) -> Any:  # fmt: skip
     """One component out of its folder: a network (in eval mode), scheduler, tokenizer or processor.
 
-    Without a `dtype` darkroom's networks are float32, those of transformers what their configuration says. The plain weights are taken where there
-    are none of the variant. `options` are `use_safetensors`, `dtype`, `device`, `disable_mmap`, `strict` and `progress`. Raises CheckpointError,
-    which names the component and the file.
+    Without a `dtype` darkroom's networks are float32, those of transformers what their configuration says. `weights` are those of a network, else
+    chosen here: the plain ones where there are none of the variant. `options` are `dtype`, `device`, `disable_mmap`, `strict` and `progress`.
+    Raises CheckpointError, which names the component and the file.
     """
     with component_errors(name, cls, folder):
-        names = listing(folder)
-        options["variant"] = variant if variant in available_variants(names) else None
-        if issubclass(cls, Model):
-            return load_model(cls, folder, **options)
+        own, names = issubclass(cls, Model), listing(folder)
+        if own or issubclass(cls, importlib.import_module("transformers").PreTrainedModel):
+            if weights is None:
+                choice: dict[str, Any] = {
+                    "variant": variant if variant in available_variants(names) else None,
+                    "use_safetensors": use_safetensors,
+                }
+                weights = _chosen_weights(folder, stem=None if own else "model", dtype=options.get("dtype"), **choice)
+            return (_own_network if own else _transformers_network)(cls, folder, weights, **options)
         if issubclass(cls, Configurable):
             return cls.from_pretrained(folder)  # type: ignore[attr-defined]
-        if issubclass(cls, importlib.import_module("transformers").PreTrainedModel):
-            return _transformers_model(cls, folder, **options)
         if is_transformers(cls):
             _check_texts(cls, folder, names)
             with quiet_transformers():

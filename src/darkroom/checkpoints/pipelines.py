@@ -18,9 +18,9 @@ from ..errors import CheckpointError, DarkroomError, InputError
 from .files import PathLike, check_links, check_outward_links, inside
 from .hub import HUB_OPTIONS, check_source, listing_of, locate, newer_commit, push_folder
 from .index import INDEX_NAME, ModelIndex, check_kind, component_class, without_collector
-from .models import DType, check_dtype, component_errors, load_component, size_of
+from .models import DType, check_dtype, component_errors, load_component, open_weights, size_of
 from .placement import plan_devices
-from .plan import PipelinePlan, pipeline_variants, plan_pipeline, weight_paths
+from .plan import PipelinePlan, pipeline_variants, plan_pipeline
 from .remote_code import PREFIX, custom_file, load_custom_class
 from .save import read_whole, save_folder_atomic
 from .weights import Weights, workers
@@ -187,10 +187,11 @@ def _load(
             classes[name] = component_class(name, library, class_name)
         check_kind(name, classes[name], annotations.get(name, ""))
     folders = {n: folder if n in plan.flat else folder / n for n in wanted}  # in the root, if there is just one network
-    sizes = {}
+    weights: dict[str, Weights] = {}
     for name in (n for n in wanted if n in plan.weights):
         with component_errors(name, classes[name], folders[name]):
-            sizes[name] = size_of(Weights(weight_paths(folders[name], plan.weights[name])), dtypes[name])
+            weights[name] = open_weights(folders[name], plan.weights[name])
+    sizes = {name: size_of(opened, dtypes[name]) for name, opened in weights.items()}
     devices = plan_devices(sizes, "cpu" if device_map is None else device_map, max_memory)
     lock = threading.Lock()
     total = sum(size for name, size in sizes.items() if devices[name].type != "meta")
@@ -204,9 +205,9 @@ def _load(
                 bar.update(done)
 
         def load(name: str) -> Any:
-            options: dict[str, Any] = {"dtype": dtypes[name], "variant": plan.variants.get(name), "use_safetensors": use_safetensors}
-            options |= {"device": devices.get(name, "cpu"), "disable_mmap": disable_mmap, "strict": strict, "progress": progress}
-            return load_component(name, classes[name], folders[name], **options)
+            options: dict[str, Any] = {"dtype": dtypes[name], "device": devices.get(name, "cpu"), "strict": strict}
+            options |= {"disable_mmap": disable_mmap, "progress": progress}
+            return load_component(name, classes[name], folders[name], weights.get(name), **options)
 
         jobs = {name: pool.submit(load, name) for name in wanted}
         try:

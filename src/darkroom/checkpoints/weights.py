@@ -221,7 +221,9 @@ def load_weights(
     if device.type == "meta":
         return
     for owner in owners.values():
-        owner._buffers.update({leaf: t.to(device) for leaf, t in owner._buffers.items() if t is not None and not t.is_meta})
-    if empty := [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]:
+        if owner._buffers:
+            owner._buffers.update({leaf: t.to(device) for leaf, t in owner._buffers.items() if t is not None and not t.is_meta})
+    held = {f"{path}.{leaf}": t for path, o in owners.items() for leaf, t in (*o._parameters.items(), *o._buffers.items()) if t is not None}
+    if empty := [name for name, tensor in held.items() if tensor.is_meta]:
         fix = 'Build non-persistent buffers with an explicit device="cpu".'
         raise DarkroomError("Tensors that no file holds were left without values.", where=where, got=_some(empty), fix=fix)
