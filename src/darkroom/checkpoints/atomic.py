@@ -124,12 +124,15 @@ def _exchange(new: Path, target: Path) -> None:
         return
     kept = beside(target, "replaced")
     os.utime(target)  # where there are no locks, its age says that it is no leftover
+    target.rename(kept)  # from here to the next line, `recover` is what keeps the promise
     try:
-        target.rename(kept)  # from here to the next line, `recover` is what keeps the promise
         new.rename(target)
     except BaseException:
-        with contextlib.suppress(OSError):
+        try:
             kept.rename(target)
+        except OSError:  # another save was faster: it has put its own there, or has put this one back
+            if target.exists():
+                _remove(kept)
         raise
     kept.rename(new)
 
@@ -141,8 +144,8 @@ def _link(source: str | Path, copy: str | Path) -> None:
         shutil.copy2(source, copy, follow_symlinks=False)
 
 
-def _carry_over(old: Path, new: Path, written_anew: bool = False) -> None:
-    """Give the new folder the files of the old one that it does not replace, as hard links where possible.
+def _carry_over(old: Path, new: Path, carried: list[Path], written_anew: bool = False) -> None:
+    """Give the new folder the files of the old one that it does not replace, as hard links where possible; `carried` gets what was made.
 
     Weights of the same name and variant are replaced whole, whatever their number of shards and format. A component's folder that was written
     anew keeps of the old one only weights of other variants.
@@ -153,13 +156,26 @@ def _carry_over(old: Path, new: Path, written_anew: bool = False) -> None:
         folder = source.is_dir() and not source.is_symlink()
         if os.path.lexists(copy):
             if folder and copy.is_dir():
-                _carry_over(source, copy, written_anew=True)
-        elif ((weight.stem, weight.variant) in replaced if weight else written_anew) or DEBRIS.fullmatch(source.name):
+                _carry_over(source, copy, carried, written_anew=True)
             continue
-        elif folder:
-            shutil.copytree(source, copy, symlinks=True, copy_function=_link)
+        if ((weight.stem, weight.variant) in replaced if weight else written_anew) or DEBRIS.fullmatch(source.name):
+            continue
+        carried.append(copy)
+        if folder:
+            copy.mkdir()
+            _carry_over(source, copy, carried)
+            shutil.copystat(source, copy)
         else:
             _link(source, copy)
+
+
+def _read_only(folder: Path) -> bool:
+    """Whether a folder that stays where it is may not be written: one that another save takes away can be."""
+    with contextlib.suppress(OSError):
+        info = folder.stat()
+        closed = not (info.st_mode & 0o222 and os.access(folder, os.W_OK))
+        return closed and os.path.samestat(info, folder.stat())
+    return False
 
 
 def _working_folder(within: Path) -> Path | None:
@@ -175,11 +191,11 @@ def _publish(new: Path, target: Path, durable: bool) -> None:
     if durable:
         _sync_files(new, synced)  # what takes long goes before the lock
     for last in (*[False] * 9, True):
-        held = None
+        held, carried = None, list[Path]()
         try:
-            if exists := target.exists():
+            if exists := recover(target).exists():
                 held = pin(target, exclusive=True) if durable else None
-                _carry_over(target, new)
+                _carry_over(target, new, carried)
             if durable:
                 _sync_files(new, synced)
                 for folder, _, _ in os.walk(new, topdown=False):
@@ -196,6 +212,9 @@ def _publish(new: Path, target: Path, durable: bool) -> None:
         except OSError as error:
             if last or error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):  # another save came or went meanwhile
                 raise
+            for path in reversed(carried):
+                with contextlib.suppress(OSError):
+                    path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         finally:
             release(held)
 
@@ -236,7 +255,7 @@ def save_folder_atomic(target: PathLike) -> Iterator[Path]:
             return
         if not target.name or (target.exists() and not target.is_dir()):
             raise CheckpointError("Not a folder that can be replaced.", where=target, fix="Choose another name.")
-        if target.is_dir() and not (target.stat().st_mode & 0o222 and os.access(target, os.W_OK)):
+        if target.is_dir() and _read_only(target):
             raise PermissionError(errno.EACCES, "a read-only folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         if durable:
