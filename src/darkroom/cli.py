@@ -150,8 +150,7 @@ def pull(
     check: Annotated[bool, Option("--check", help="Only say whether the hub has a newer commit than the cache.")] = False,
 ) -> None:
     """Fetch a checkpoint into the cache, so that it loads without a connection."""
-    from .checkpoints.hub import newer_commit
-    from .checkpoints.pipelines import fetch_pipeline
+    from .checkpoints.hub import fetch_pipeline, newer_commit
 
     if check:
         newer = newer_commit(model, revision=revision)

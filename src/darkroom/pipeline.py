@@ -225,8 +225,7 @@ class DiffusionPipeline:
     @classmethod
     def download(cls, pretrained_model_name_or_path: str, *, torch_dtype: DType = None, **kwargs: Any) -> str:
         """Fetch what `from_pretrained` with these options would read, and return the local folder."""
-        from .checkpoints.hub import HUB_OPTIONS
-        from .checkpoints.pipelines import fetch_pipeline
+        from .checkpoints.hub import HUB_OPTIONS, fetch_pipeline
 
         choice = ("variant", "use_safetensors", "trust_remote_code", "custom_pipeline", "dtype", *HUB_OPTIONS)
         options = {"dtype": torch_dtype, **{n: v for n, v in kwargs.items() if n in choice}}

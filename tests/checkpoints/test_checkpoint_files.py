@@ -7,10 +7,11 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 import torch
+from checkpoints.toy import pipeline_files
 from hypothesis import given
 from hypothesis import strategies as st
 from darkroom.checkpoints.files import check_links, inside, is_safe, listing, read_json
-from darkroom.checkpoints.plan import available_variants, parse_weight_name, pipeline_files, plan, weight_paths
+from darkroom.checkpoints.plan import available_variants, parse_weight_name, plan, weight_paths
 from darkroom.errors import CheckpointError
 
 X = "diffusion_pytorch_model"

@@ -10,13 +10,12 @@ import threading
 from pathlib import Path
 import pytest
 import torch
-from checkpoints.toy import Toy, same, toy
+from checkpoints.toy import Toy, download_pipeline, pipeline_files, same, toy
 from darkroom import _public
 from darkroom.checkpoints import hub, models
-from darkroom.checkpoints.hub import download_pipeline, locate
+from darkroom.checkpoints.hub import locate
 from darkroom.checkpoints.index import ModelIndex, component_class, library_of, quiet_transformers
 from darkroom.checkpoints.models import load_model
-from darkroom.checkpoints.plan import pipeline_files
 from darkroom.errors import CheckpointError, ConfigError, InputError
 from darkroom.models.auto import AutoModel
 
@@ -507,7 +506,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 CLIENT = """
 import sys, json
 from pathlib import Path
-from darkroom.checkpoints.hub import locate, download_pipeline
+from darkroom.checkpoints.hub import locate, fetch_pipeline
 from darkroom.checkpoints.plan import component_files
 from darkroom.errors import CheckpointError
 assert "torch" not in sys.modules
@@ -518,7 +517,8 @@ for call in json.loads(sys.argv[1]):
     if options.pop("choose", False):
         options |= {"files": ["config.json"], "choose": lambda names, folder: component_files(names)}
     try:
-        out.append(files({"locate": locate, "pipeline": download_pipeline}[name](*args, **options)))
+        found = locate(*args, **options) if name == "locate" else fetch_pipeline(*args, passed=options.pop("skip", ()), **options.pop("choice", {}), **options)[0]
+        out.append(files(found))
     except CheckpointError as error:
         out.append(str(error))
 print(json.dumps(out))

@@ -22,17 +22,10 @@ from safetensors.torch import save_file
 from darkroom import DiffusionPipeline, UNet2DModel
 from darkroom.checkpoints import atomic, locks
 from darkroom.checkpoints import save as module
-from darkroom.checkpoints.save import (
-    Replaced,
-    read_whole,
-    reading,
-    recover,
-    save_folder_atomic,
-    save_model,
-    write_pickled,
-    write_safetensors,
-    write_text_atomic,
-)
+from darkroom.checkpoints.atomic import save_folder_atomic, write_text_atomic
+from darkroom.checkpoints.locks import Replaced, read_whole, reading, recover
+from darkroom.checkpoints.safetensors import DTYPES
+from darkroom.checkpoints.save import save_model, write_pickled, write_safetensors
 from darkroom.errors import CheckpointError, InputError
 
 X = "diffusion_pytorch_model"
@@ -150,7 +143,7 @@ def test_other_variants_stay_and_stale_shards_go(tmp_path: Path) -> None:
 
 
 def test_bytes_of_the_format(tmp_path: Path) -> None:
-    kinds = {name: getattr(torch, name) for name in module._DTYPES}
+    kinds = {str(kind): kind for kind in DTYPES.values()}
     tensors = {name: torch.arange(48, dtype=torch.uint8)[: 6 * kind.itemsize].view(kind).reshape(2, 3) for name, kind in kinds.items()}
     tensors |= {
         "é\U0001f600": torch.ones(3),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from darkroom import DiffusionPipeline
 from darkroom.checkpoints import atomic
-from darkroom.checkpoints.save import read_whole, recover
+from darkroom.checkpoints.locks import read_whole, recover
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="savers are forks of this process")
 EVENTS = frozenset("os.rename os.mkdir os.link os.remove os.rmdir os.chmod os.chown os.utime os.symlink".split())  # and open, to write

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 import huggingface_hub
 import pytest
+from checkpoints.toy import download_pipeline
 from hub_server import HubServer, git_sha1
 from huggingface_hub import constants
 from darkroom.checkpoints import remote
-from darkroom.checkpoints.hub import HUB_OPTIONS, Listing, download_pipeline, listing_of, locate, newer_commit, push_folder, read_range
+from darkroom.checkpoints.hub import HUB_OPTIONS, Listing, listing_of, locate, newer_commit, push_folder, read_range
 from darkroom.errors import CheckpointError, DarkroomError, InputError
 
 X = "diffusion_pytorch_model"
@@ -70,12 +71,12 @@ if os.environ.get("NO_LOCKS"):
     import fcntl
     fcntl.flock = lambda *a: None
 from darkroom.checkpoints import remote
-from darkroom.checkpoints.hub import download_pipeline
+from darkroom.checkpoints.hub import fetch_pipeline
 from darkroom.errors import CheckpointError
 remote.WAITS = (0.05,) * 5
 assert "torch" not in sys.modules
 try:
-    print(download_pipeline("org/model", **json.loads(sys.argv[1])))
+    print(fetch_pipeline("org/model", **json.loads(sys.argv[1]))[0])
 except CheckpointError as error:
     sys.exit(str(error))
 """

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 import pytest
 import torch
+from checkpoints.toy import pipeline_files
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from darkroom.checkpoints.index import ModelIndex
@@ -18,7 +19,6 @@ from darkroom.checkpoints.plan import (
     available_variants,
     component_files,
     parse_weight_name,
-    pipeline_files,
     pipeline_variants,
     plan,
     plan_pipeline,

@@ -1,9 +1,15 @@
 """A network of two layers, with everything that loading has to care about."""
 
 from __future__ import annotations
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 import torch
 from torch import Tensor, nn
+from darkroom.checkpoints.hub import fetch_pipeline
+from darkroom.checkpoints.index import ModelIndex
+from darkroom.checkpoints.plan import plan_pipeline
 from darkroom.config import Config
 from darkroom.models.base import Model
 from darkroom.outputs import Output
@@ -66,3 +72,12 @@ def toy(seed: int = 0, **options: object) -> Toy:
 def same(a: nn.Module, b: nn.Module) -> bool:
     left, right = a.state_dict(), b.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) and left[k].dtype == right[k].dtype for k in left)
+
+
+def download_pipeline(source: object, *, skip: Collection[str] = (), choice: Mapping[str, Any] = {}, **hub: Any) -> Path:
+    return fetch_pipeline(source, passed=skip, **choice, **hub)[0]
+
+
+def pipeline_files(paths: Collection[str], components: Collection[str], **choice: Any) -> list[str]:
+    """The files of a pipeline that has these components, of classes that are not known."""
+    return list(plan_pipeline(paths, ModelIndex(None, dict.fromkeys(components, ("", ""))), **choice).files)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 import contextlib
+import logging
 import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 from ..errors import CheckpointError, DarkroomError, InputError
 from .files import PathLike, inside, open_regular
 from .index import INDEX_NAME, ModelIndex
-from .plan import parse_weight_name, plan_pipeline
+from .locks import recover
+from .plan import PipelinePlan, parse_weight_name, plan_pipeline
 from .repository import HUB_OPTIONS, Listing, Repository, commit_of, sizes_in
-from .save import recover
 
-__all__ = [
-    "HUB_OPTIONS",
-    "Listing",
-    "check_source",
-    "download_pipeline",
-    "listing_of",
-    "locate",
-    "newer_commit",
-    "push_folder",
-    "read_range",
-]
+__all__ = ["HUB_OPTIONS", "Listing", "check_source", "fetch_pipeline", "listing_of", "locate", "newer_commit", "push_folder", "read_range"]
 
+logger = logging.getLogger("darkroom")
 AT_ONCE = 8  # downloads
 Choice = Callable[[list[str], Path], Iterable[str]]
 _ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?(?:/[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?)?", re.ASCII)
@@ -151,17 +143,35 @@ def locate(path_or_id: PathLike, *, files: Collection[str], choose: Choice | Non
     return folder
 
 
-def download_pipeline(path_or_id: PathLike, *, skip: Collection[str] = (), choice: Mapping[str, Any] = {}, **hub: Any) -> Path:
-    """The local folder of a pipeline: the folder itself, or a snapshot with the files that `plan_pipeline` chooses.
+def fetch_pipeline(
+    source: PathLike,
+    *,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    passed: Collection[str] = (),
+    dtype: Any = None,
+    trust_remote_code: bool = False,
+    custom_pipeline: str | None = None,
+    **hub: Any,
+) -> tuple[Path, ModelIndex, PipelinePlan]:
+    """The local folder of a pipeline, with the files that are needed of a hub repository, its index, and the plan that says which they are.
 
-    `skip` are components that the caller brings: their files are not fetched. `choice` is what else `plan_pipeline` takes, such as `variant`;
-    `hub` as for `locate`.
+    `passed` are components that the caller brings: their files are neither fetched nor planned; `hub` as for `locate`.
     """
+    found: list[tuple[ModelIndex, PipelinePlan]] = []
 
-    def choose(names: list[str], folder: Path) -> Collection[str]:
-        return plan_pipeline(names, ModelIndex.read(folder), passed=skip, **choice).files
+    def choose(names: list[str], folder: Path) -> list[str]:
+        index = ModelIndex.read(folder)
+        options: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors, "passed": passed, "dtype": dtype}
+        options |= {"trust_remote_code": trust_remote_code, "custom_pipeline": custom_pipeline, "ignore_files": index.ignored}
+        found[:] = [(index, plan_pipeline(names, index, **options))]
+        return list(found[0][1].files)
 
-    return locate(path_or_id, files=[INDEX_NAME], choose=choose, **hub)
+    folder = locate(source, files=[INDEX_NAME], choose=choose, **hub)
+    index, plan = found[0]
+    for note in plan.notes:
+        logger.warning("%s: %s", os.fspath(source), note)
+    return folder, index, plan
 
 
 def listing_of(path_or_id: PathLike, **hub: Any) -> Listing:

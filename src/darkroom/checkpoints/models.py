@@ -18,8 +18,8 @@ from ..models.base import Model
 from .files import PathLike, check_outward_links, is_safe, listing, read_json
 from .hub import HUB_OPTIONS, check_source, locate
 from .index import building, is_transformers, quiet_transformers
+from .locks import read_whole
 from .plan import Plan, available_variants, component_files, plan, weight_paths
-from .save import read_whole
 from .weights import Weights, load_weights
 
 __all__ = ["DType", "check_dtype", "component_errors", "load_component", "load_model", "open_weights", "size_of", "skeleton"]

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,20 +15,21 @@ from tqdm.auto import tqdm
 from .._public import NAMES
 from ..config import FORMAT_VERSION
 from ..errors import CheckpointError, DarkroomError, InputError
+from .atomic import save_folder_atomic
 from .files import PathLike, check_links, check_outward_links, inside
-from .hub import HUB_OPTIONS, check_source, listing_of, locate, newer_commit, push_folder
+from .hub import HUB_OPTIONS, check_source, fetch_pipeline, listing_of, locate, newer_commit, push_folder
 from .index import INDEX_NAME, ModelIndex, check_kind, component_class, without_collector
+from .locks import read_whole
 from .models import DType, check_dtype, component_errors, load_component, open_weights, size_of
 from .placement import plan_devices
-from .plan import PipelinePlan, pipeline_variants, plan_pipeline
+from .plan import pipeline_variants
 from .remote_code import PREFIX, custom_file, load_custom_class
-from .save import read_whole, save_folder_atomic
 from .weights import Weights, workers
 
 if TYPE_CHECKING:
     from ..pipeline import DiffusionPipeline
 
-__all__ = ["fetch_pipeline", "load_pipeline", "save_pipeline", "variants_of"]
+__all__ = ["load_pipeline", "save_pipeline", "variants_of"]
 
 logger = logging.getLogger("darkroom")
 # what older programs pass and what has no meaning here
@@ -36,37 +37,6 @@ _IGNORED = frozenset(
     "low_cpu_mem_usage offload_folder offload_state_dict mirror resume_download output_loading_info use_onnx provider sess_options "
     "provider_options load_connected_pipeline".split()  # connected pipelines load with every class that has some
 )
-
-
-def fetch_pipeline(
-    source: PathLike,
-    *,
-    variant: str | None = None,
-    use_safetensors: bool | None = None,
-    passed: Collection[str] = (),
-    dtype: Any = None,
-    trust_remote_code: bool = False,
-    custom_pipeline: str | None = None,
-    **hub: Any,
-) -> tuple[Path, ModelIndex, PipelinePlan]:
-    """The local folder of a pipeline, with the files that are needed of a hub repository, its index, and the plan that says which they are.
-
-    `passed` are components that the caller brings: their files are neither fetched nor planned; `hub` as for `locate`.
-    """
-    found: list[tuple[ModelIndex, PipelinePlan]] = []
-
-    def choose(names: list[str], folder: Path) -> list[str]:
-        index = ModelIndex.read(folder)
-        options: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors, "passed": passed, "dtype": dtype}
-        options |= {"trust_remote_code": trust_remote_code, "custom_pipeline": custom_pipeline, "ignore_files": index.ignored}
-        found[:] = [(index, plan_pipeline(names, index, **options))]
-        return list(found[0][1].files)
-
-    folder = locate(source, files=[INDEX_NAME], choose=choose, **hub)
-    index, plan = found[0]
-    for note in plan.notes:
-        logger.warning("%s: %s", os.fspath(source), note)
-    return folder, index, plan
 
 
 def variants_of(source: PathLike, **hub: Any) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from ..errors import CheckpointError
 from .files import inside, is_safe, listing, read_json
 from .weight_files import (
@@ -37,7 +37,6 @@ __all__ = [
     "available_variants",
     "component_files",
     "parse_weight_name",
-    "pipeline_files",
     "pipeline_variants",
     "plan",
     "plan_pipeline",
@@ -203,13 +202,6 @@ def plan_pipeline(
             files |= {prefix + name for name in names if name.endswith(".py") and "/" not in name and is_safe(name)}
     taken = {name: chosen.variant for name, chosen in plans.items()}
     return PipelinePlan(tuple(sorted(files)), plans, taken, _note(variant, taken) if variant else (), code, flat)
-
-
-def pipeline_files(paths: Collection[str], components: Collection[str], **choice: Any) -> list[str]:
-    """The files of a pipeline that has these components, of classes that are not known; `choice` as for `plan_pipeline`."""
-    from .index import ModelIndex
-
-    return list(plan_pipeline(paths, ModelIndex(None, dict.fromkeys(components, ("", ""))), **choice).files)
 
 
 def weight_paths(folder: Path, plan: Plan) -> list[Path]:

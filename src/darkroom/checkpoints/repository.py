@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from ..errors import CheckpointError, DarkroomError, InputError
+from .atomic import write_text_atomic
 from .files import PathLike, inside, is_safe, parse_json, read_json
 from .remote import Remote, Stopped, cause, refusal
-from .save import write_text_atomic
 
 __all__ = ["HUB_OPTIONS", "Listing", "Repository", "commit_of", "sizes_in"]
 

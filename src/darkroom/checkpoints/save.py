@@ -8,37 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, InputError
-from .atomic import save_folder_atomic, write_text_atomic
+from .atomic import save_folder_atomic
 from .files import PathLike, parse_bytes
-from .locks import Replaced, read_whole, reading, recover
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from ..models.base import Model
 
-__all__ = [
-    "Replaced",
-    "read_whole",
-    "reading",
-    "recover",
-    "save_folder_atomic",
-    "save_model",
-    "write_pickled",
-    "write_safetensors",
-    "write_text_atomic",
-]
-
-_DTYPES = {  # torch's name -> the format's; in the files the last of these come first
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3",
-    "float8_e8m0fnu": "F8_E8M0", "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "int16": "I16", "uint16": "U16",
-    "float16": "F16", "bfloat16": "BF16", "int32": "I32", "uint32": "U32", "float32": "F32", "complex64": "C64", "float64": "F64",
-    "int64": "I64", "uint64": "U64",
-}  # fmt: skip
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+__all__ = ["save_model", "write_pickled", "write_safetensors"]
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -48,15 +25,16 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     `metadata` is {"format": "pt"} if not given. Raises OSError.
     """
     import torch
+    from .safetensors import DTYPES
 
-    rank = {name: i for i, name in enumerate(_DTYPES)}
-    order = sorted(tensors, key=lambda name: (-rank[_name(tensors[name].dtype)], name.encode()))  # wider ones first: each is aligned
+    codes = {dtype: (i, code) for i, (code, dtype) in enumerate(DTYPES.items())}
+    order = sorted(tensors, key=lambda name: (-codes[tensors[name].dtype][0], name.encode()))  # wider ones first: each is aligned
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     end = 0
     for name in order:
         t, begin = tensors[name], end
         end += t.nbytes
-        header[name] = {"dtype": _DTYPES[_name(t.dtype)], "shape": list(t.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": codes[t.dtype][1], "shape": list(t.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
@@ -108,6 +86,7 @@ def save_model(
     Raises CheckpointError if the folder cannot be written or the network has no values, InputError for an option without meaning.
     """
     import torch
+    from .safetensors import DTYPES
 
     if variant is not None and not re.fullmatch(r"(?!index$)\w[\w+]*", variant, re.ASCII):
         raise InputError("Not a variant.", where="variant", got=variant, expected='letters, digits and "_", such as "fp16"')
@@ -115,8 +94,8 @@ def save_model(
     for name, t in state.items():
         if t.is_meta:
             raise CheckpointError("A network without values cannot be saved.", where=type(model).__name__, got='tensors on "meta"')
-        if t.layout is not torch.strided or t.is_quantized or _name(t.dtype) not in _DTYPES:
-            got = f"{_name(t.dtype)}, {t.layout}"
+        if t.layout is not torch.strided or t.is_quantized or t.dtype not in DTYPES.values():
+            got = f"{t.dtype}, {t.layout}"
             raise CheckpointError("A tensor that the format cannot hold.", where=f"{type(model).__name__}, {name}", got=got)
     groups = _shards(state, parse_bytes(max_shard_size, "max_shard_size"))
     dot, ext = f".{variant}" if variant else "", "safetensors" if safe_serialization else "bin"

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from .. import schedulers
+from ..checkpoints.atomic import write_text_atomic
 from ..checkpoints.files import PathLike, read_json
 from ..checkpoints.hub import HUB_OPTIONS, locate
-from ..checkpoints.save import write_text_atomic
 from ..config import Config, Configurable, fits, hints_of
 from ..errors import ConfigError, InputError
 from ..outputs import Output
