@@ -517,7 +517,9 @@ for call in json.loads(sys.argv[1]):
     if options.pop("choose", False):
         options |= {"files": ["config.json"], "choose": lambda names, folder: component_files(names)}
     try:
-        found = locate(*args, **options) if name == "locate" else fetch_pipeline(*args, passed=options.pop("skip", ()), **options.pop("choice", {}), **options)[0]
+        if name == "pipeline":
+            options |= {"passed": options.pop("skip", ()), **options.pop("choice", {})}
+        found = locate(*args, **options) if name == "locate" else fetch_pipeline(*args, **options)[0]
         out.append(files(found))
     except CheckpointError as error:
         out.append(str(error))
