@@ -15,7 +15,7 @@ from .core.guidance import CFG
 from .core.inputs import Inputs, combine, field, signature
 from .core.loop import batched, denoise
 from .core.media import tensor_to_images
-from .core.types import Branch, Conditioning, Guidance, Run, Task
+from .core.types import Branch, Conditioning, Control, Guidance, Run, Task
 from .errors import InputError
 from .outputs import Output
 from .pipeline import DiffusionPipeline
@@ -53,6 +53,7 @@ class Family(DiffusionPipeline):
     task: ClassVar[Any]
     tasks: ClassVar[Mapping[str, Task]] = {}  # tasks that a further argument switches to, by its name
     terms: ClassVar[Sequence[Any]] = ()
+    control: ClassVar[Control | None] = None
     inputs: ClassVar[type[Inputs]] = CallInputs
     arguments: ClassVar[Mapping[str, str]] = {}  # positional arguments in order, by name of the task
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -72,7 +73,7 @@ class Family(DiffusionPipeline):
             cls.settings = {**cls.settings, **term.settings}
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "task") and "__call__" not in cls.__dict__:
-            parts = [cls.inputs, cls.task.inputs, *(term.Inputs for term in cls.terms)]
+            parts = [cls.inputs, cls.task.inputs, *(part.Inputs for part in (cls.control, *cls.terms) if part is not None)]
             cls.Inputs = combine(f"{cls.__name__}Inputs", parts, {**cls.task.defaults, **cls.defaults})
             order = cls.arguments.get(cls.task.name, "")
             if "arguments" not in cls.__dict__:
@@ -94,6 +95,10 @@ class Family(DiffusionPipeline):
 
     def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
         raise AttributeError(f"{type(self).__name__} does not say how it calls its denoiser")
+
+    def residuals(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Mapping[str, Any]:
+        """What the control adds to the arguments of the denoiser; `denoise_once` passes it on."""
+        return {} if self.control is None else self.control.residuals(self, x, t, branch, run)
 
     def check(self, inputs: Any) -> None:
         """Raise InputError for arguments that do not go together."""
@@ -159,6 +164,8 @@ class Family(DiffusionPipeline):
         cond = guidance.prepare(self.encode(inputs, guidance.needs_negative), self)
         run = Run(inputs, rows, cond, scheduler=copy.copy(self.scheduler))
         self.task.start(self, run)
+        if self.control is not None:
+            self.control.start(self, run)
         with self._running(run), self.progress_bar(total=len(run.timesteps)) as bar:
             for _ in denoise(self, run, guidance):
                 bar.update()
@@ -181,7 +188,7 @@ class Family(DiffusionPipeline):
     @functools.cache
     def with_task(cls, name: str) -> type[Family]:
         """This family, with these terms, at the task that belongs to an argument."""
-        return type(f"{cls.__name__}[{name}]", (cls,), {"task": cls.tasks[name], "terms": cls.terms})
+        return type(f"{cls.__name__}[{name}]", (cls,), {"task": cls.tasks[name], "terms": cls.terms, "control": cls.control})
 
 
 class RunView:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from .attention import Attend, sdpa
 
-__all__ = ["Branch", "Conditioning", "Guidance", "Run", "Step", "Task", "Term"]
+__all__ = ["Branch", "Conditioning", "Control", "Guidance", "Run", "Step", "Task", "Term"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,3 +101,15 @@ class Task(Protocol):
     def model_input(self, x: Tensor, run: Run) -> Tensor: ...
     def after_step(self, pipe: Any, run: Run) -> None: ...
     def finish(self, images: Any, run: Run) -> Any: ...
+
+
+class Control(Protocol):
+    """A second network, a component of the pipeline, that looks at a picture and steers the denoiser. One object serves every call of its class.
+    `start` runs after the task's and puts what it needs into `run.tensors`. `residuals` are further keyword arguments of the denoiser for `x`
+    (rows, C, H, W), the scaled latents of all branches of the batch, whose conditions are in `branch`.
+    """
+
+    Inputs: type
+
+    def start(self, pipe: Any, run: Run) -> None: ...
+    def residuals(self, pipe: Any, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Mapping[str, Any]: ...

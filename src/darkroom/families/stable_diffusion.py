@@ -166,7 +166,9 @@ class StableDiffusion(Family):
 
     def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
         cond, options = branch.cond, {"cross_attention_kwargs": run.inputs.cross_attention_kwargs, "attend": branch.attend}
-        return self.unet(x, t, cond["context"], timestep_cond=cond.get("timestep_cond"), **options).sample
+        return self.unet(
+            x, t, cond["context"], timestep_cond=cond.get("timestep_cond"), **options, **self.residuals(x, t, branch, run)
+        ).sample
 
     def step_options(self, run: Run) -> dict[str, Any]:
         return {"eta": run.inputs.eta, "generator": run.inputs.generator}
