@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from inspect import signature
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -25,6 +26,10 @@ SD15 = {  # the UNet of Stable Diffusion 1.5 (Rombach et al. 2022), 860 million 
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }
 NARROW = SD15 | {"block_out_channels": [32, 32, 64, 64]}
+
+CHECKPOINT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "skip_prk_steps": True}
+SCHEDULERS = """DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete DPMSolverMultistep
+    DPMSolverSinglestep DEISMultistep UniPCMultistep""".split()
 
 Run = Callable[[Options], Iterator[Row]]
 CASES: dict[str, tuple[Run, str, str]] = {}  # by name: what runs, the target, the way it is measured
@@ -153,6 +158,86 @@ def step(options: Options) -> Iterator[Row]:
     yield Row("a step, whole", *whole, unit="ms", limit=1, note=note)
     yield Row("a step, in the network", *inside, unit="ms")
     yield Row("a step, the rest", *rest, unit="ms", limit=1)
+
+
+@case(
+    "schedulers",
+    "0.5 x",
+    "one process, runs of 25 steps on (1, 4, 8, 8), per step; less the same operations on tensors of that size, replayed",
+)
+def schedulers(options: Options) -> Iterator[Row]:
+    import diffusers
+    import torch
+    from torch.overrides import TorchFunctionMode
+    import darkroom
+
+    class Tape(TorchFunctionMode):
+        """The calls with tensors of the sample's size that are made meanwhile. Reading an attribute is none."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[tuple[Callable[..., Any], Any, Any]] = []
+
+        def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **(kwargs or {}))
+            if function.__name__ != "__get__" and any(map(large, (found, *args))):
+                self.calls.append((function, args, kwargs or {}))
+            return found
+
+    def large(value: Any) -> bool:
+        return (
+            any(map(large, value)) if isinstance(value, (list, tuple)) else isinstance(value, torch.Tensor) and value.numel() == x.numel()
+        )
+
+    seeded, turns = torch.Generator().manual_seed(SEED), 1 if options.quick else 20
+    x, out = torch.randn(2, 1, 4, 8, 8, generator=seeded).unbind()
+
+    def begin(scheduler: Any) -> Callable[[], torch.Tensor]:
+        """A run that is laid out, to be walked."""
+        scheduler.set_timesteps(25)
+        times, draws = list(scheduler.timesteps), "generator" in signature(scheduler.step).parameters
+        extra = {"generator": seeded.manual_seed(SEED)} if draws else {}
+
+        def walk() -> torch.Tensor:
+            sample = x
+            for t in times:
+                scheduler.scale_model_input(sample, t)
+                sample = scheduler.step(out, t, sample, **extra).prev_sample
+            return sample
+
+        return walk
+
+    def share_of(scheduler: Any, prepare: Callable[[], Callable[[], Any]]) -> Callable[[], float]:
+        """A candidate: microseconds for each timestep of what was prepared."""
+
+        def run() -> float:
+            spent = 0.0
+            for _ in range(turns):
+                walk = prepare()
+                began = perf_counter()
+                walk()
+                spent += perf_counter() - began
+            return 1e6 * spent / turns / len(scheduler.timesteps)
+
+        return run
+
+    def replay(calls: list[tuple[Callable[..., Any], Any, Any]]) -> None:
+        for function, args, kwargs in calls:
+            function(*args, **kwargs)
+
+    for name in SCHEDULERS:
+        candidates, ends = {}, []
+        for lib in (darkroom, diffusers):
+            scheduler = getattr(lib, f"{name}Scheduler").from_config(CHECKPOINT)
+            with Tape() as tape:
+                ends.append(begin(scheduler)())
+            candidates[lib.__name__] = share_of(scheduler, partial(begin, scheduler))
+            candidates[f"{lib.__name__} arithmetic"] = share_of(scheduler, lambda calls=tape.calls: partial(replay, calls))
+        got = interleave(candidates, 2 if options.quick else 15)
+        samples = [[whole - part for whole, part in zip(got[n], got[f"{n} arithmetic"])] for n in LIBRARIES]
+        note = "; ".join(f"{n}: {median(got[n]):.0f} in all, {median(got[f'{n} arithmetic']):.0f} arithmetic" for n in LIBRARIES)
+        note += f"; results differ by {(ends[0] - ends[1]).abs().max() / ends[1].abs().max():.0e} of the largest"
+        yield Row(f"{name}, a step beyond its arithmetic", *samples, unit="µs", limit=0.5, note=note)
 
 
 @case("memory", "50 MB", "a fresh process each; UNet of SD 1.5 size, float16; resident memory, on a GPU allocated bytes")
