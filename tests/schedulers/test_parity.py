@@ -349,6 +349,17 @@ def test_unipc_through_given_sigmas(options):
     walk(mine, ref)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", grid(solver_order=[3, 4], solver_type=["bh1", "bh2"], predict_x0=[True, False]), ids=str)
+def test_unipc_rounds_halves_as_the_reference(options, dtype):
+    """The differences of earlier predictions are summed in float32 and rounded once, before the newest one's is added."""
+    mine, ref = ready(UNIPC, 12, final_sigmas_type="sigma_min", **options)
+    x = y = seeded(dtype=dtype)
+    for t in ref.timesteps:
+        x, y = mine.step(network(x, t), t, x).prev_sample, ref.step(network(y, t), t, y).prev_sample
+        assert torch.equal(x, y)
+
+
 def test_unipc_with_another_predictor():
     mine, ref = getattr(schedulers, UNIPC), getattr(diffusers, UNIPC)
     mine, ref = (kind(solver_p=getattr(m, DPM)()) for kind, m in ((mine, schedulers), (ref, diffusers)))

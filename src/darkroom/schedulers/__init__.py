@@ -1,4 +1,4 @@
-"""Schedulers: one file per algorithm. Classes are imported on first use."""
+"""Schedulers: one file per family of algorithms. Classes are imported on first use."""
 
 from .._public import NAMES, lazy
 

@@ -1,33 +1,22 @@
-"""What the schedulers for EDM-preconditioned networks share."""
+"""Schedulers for EDM-preconditioned networks: Euler steps, and DPM-Solver++ with its relative for Stable Audio."""
 
-from __future__ import annotations
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from collections.abc import Sequence
+from typing import Any
 import torch
 from torch import Tensor
-from ..config import Config
-from .base import Device, Timestep
+from ..config import Config as BaseConfig
+from ..core.random import Generators, randn
+from .base import PREDICTIONS, THRESHOLDS, Device, Stepped, Timestep, options
 from .continuous import LevelScheduler
+from .dpmsolver_multistep import DPMSolverMultistepScheduler
+from .two_stage import BrownianTreeNoiseSampler
 
-__all__ = ["EDMConfig", "EDMScheduler", "preconditioning"]
+__all__ = ["CosineDPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "EDMScheduler", "preconditioning"]
 
-SCHEDULES = Literal["karras", "exponential"]
-FINAL = Literal["zero", "sigma_min"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class EDMConfig(Config):
-    """The range of sigma, the standard deviation of the data, and how a run spaces its sigmas: by Karras et al. with exponent `rho`, or evenly in
-    the logarithm.
-    """
-
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    sigma_data: float = 0.5
-    sigma_schedule: SCHEDULES = "karras"
-    num_train_timesteps: int = 1000
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
-    rho: float = 7.0
+SOLVER = {
+    "solver_type": ("midpoint", "heun"), "lower_order_final": True, "euler_at_final": False, "final_sigmas_type": ("zero", "sigma_min")
+}  # fmt: skip
 
 
 def preconditioning(sigma: Any, sigma_data: float) -> tuple[Any, Any, Any]:
@@ -36,10 +25,12 @@ def preconditioning(sigma: Any, sigma_data: float) -> tuple[Any, Any, Any]:
     return sigma_data**2 / total, sigma * sigma_data / total**0.5, 1 / total**0.5
 
 
-class EDMScheduler(LevelScheduler):
-    """The sample is x0 + sigma eps, and the network is preconditioned as in EDM. "v_prediction" says that it predicts with the other sign."""
+class EDMScheduler(LevelScheduler, paper="Karras et al. 2022"):
+    """The sample is x0 + sigma eps, and the network is preconditioned as in EDM, for data of the standard deviation `sigma_data`. "v_prediction" says
+    that it predicts with the other sign. A run spaces its sigmas by Karras et al. with exponent `rho`, or evenly in the logarithm."""
 
-    Config = EDMConfig
+    Config = options(BaseConfig, sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, sigma_schedule=("karras", "exponential"), num_train_timesteps=1000,
+                     prediction_type=("epsilon", "v_prediction"), rho=7.0)  # fmt: skip
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -81,8 +72,8 @@ class EDMScheduler(LevelScheduler):
 
     def _conditions(self, index: int) -> tuple[Tensor, ...]:
         """c_skip, c_out and c_in of a position: () each."""
-        make = lambda: list(zip(*(c.unbind() for c in preconditioning(self.sigmas, self.config.sigma_data))))  # noqa: E731
-        return self._once("conditions", make)[index]
+        rows = self._once("conditions", lambda: list(zip(*(c.unbind() for c in preconditioning(self.sigmas, self.config.sigma_data)))))
+        return rows[index]
 
     def convert_model_output(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """x0 at the position of the run, limited as configured."""
@@ -100,3 +91,97 @@ class EDMScheduler(LevelScheduler):
         """x0 and eps from the sample and the network's output."""
         x0 = self.precondition_outputs(x, out, sigma)
         return x0, (x - x0) / sigma
+
+
+class EDMEulerScheduler(EDMScheduler):
+    """Euler steps along dx/dsigma, with optional churn (Karras et al. 2022, algorithm 2 without its correction), for networks with EDM's
+    preconditioning: Playground v2.5, CosXL ("exponential", sigma_data = 1) and the like; 25 to 50 steps."""
+
+    Config = options(EDMScheduler.Config, final_sigmas_type=("zero", "sigma_min"))
+
+    def _assemble(self, config: Any) -> None:
+        super()._assemble(config)
+        self._begin(torch.arange(config.num_train_timesteps + 1, dtype=torch.float64) / config.num_train_timesteps)
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None,
+                      sigmas: Tensor | Sequence[float] | None = None) -> None:  # fmt: skip
+        """Lay out a run of `num_inference_steps`, or through `sigmas`: not noise levels, but the shares in [0, 1] of the way from the highest to the
+        lowest, as the reference takes them."""
+        steps = self._steps(num_inference_steps, sigmas=sigmas)  # type: ignore[arg-type]
+        ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+        self._begin(ramp if sigmas is None else torch.as_tensor(sigmas, dtype=torch.float64).cpu(), device)
+        self.num_inference_steps = steps
+
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+             s_noise: float = 1.0, generator: Generators = None, return_dict: bool = True,
+             pred_original_sample: Tensor | None = None) -> Stepped:  # fmt: skip
+        """x at the next sigma, in float32 inside. `s_churn` is noise, of standard deviation `s_noise`, added and removed again over the whole run
+        between the sigmas `s_tmin` and `s_tmax`. `pred_original_sample` is x0 where it is known, instead of `model_output`."""
+        sigma, sigma_next = self._ends(timestep)
+        x, raised = self._churned(sample.float(), model_output, sigma, s_churn, s_tmin, s_tmax, s_noise, generator)
+        if (x0 := pred_original_sample) is None:
+            churned = raised is not sigma
+            x0 = self.precondition_outputs(x, model_output, raised) if churned else self.convert_model_output(model_output, x)
+        prev = x + (x - x0) / raised * (sigma_next - raised)
+        return self._result(return_dict, prev.to(model_output.dtype), x0)
+
+
+class EDMDPMSolver(EDMScheduler, DPMSolverMultistepScheduler):  # type: ignore[misc]
+    """DPM-Solver++ over the sigmas of EDM, where alpha is 1 throughout."""
+
+    data = True
+
+    def _assemble(self, config: Any) -> None:
+        super()._assemble(config)
+        self.stochastic = self._option("algorithm_type", "sde").startswith("sde")
+        self._begin(torch.linspace(0, 1, self.config.num_train_timesteps), end=0.0)
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None) -> None:  # type: ignore[override]
+        """Lay out a run of `num_inference_steps` steps."""
+        steps = self._steps(num_inference_steps)
+        self._begin(torch.linspace(0, 1, steps), device, 0.0 if self.config.final_sigmas_type == "zero" else self.config.sigma_min)
+        self.num_inference_steps = steps
+
+    def _draw(self, index: int, x0: Tensor, generator: Generators) -> Tensor | None:
+        """The noise of the step from this position, of unit variance."""
+        return randn(x0.shape, generator, x0.device, x0.dtype) if self.stochastic else None
+
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,  # type: ignore[override]
+             return_dict: bool = True) -> Stepped:  # fmt: skip
+        """x at the next sigma, in the dtype of the sample."""
+        index, x0 = self._remember(model_output, timestep, sample)
+        noise, stays = self._draw(index, x0, generator), self.levels[index] == self.levels[index + 1]
+        return self._result(return_dict, sample if stays else self._update(index, self._order(index), sample, noise))
+
+
+class EDMDPMSolverMultistepScheduler(EDMDPMSolver, paper="Karras et al. 2022; Lu et al. 2022"):
+    """DPM-Solver++ and its SDE form (Lu et al. 2022b), multistep, of orders 1 to 3, for networks with EDM's preconditioning: as good as Euler in half
+    the steps. The options are those of DPMSolverMultistepScheduler and EDMEulerScheduler."""
+
+    Config = options(EDMScheduler.Config, prediction_type=PREDICTIONS, solver_order=(2, 1, 3), **THRESHOLDS,
+                     algorithm_type=("dpmsolver++", "sde-dpmsolver++"), **SOLVER)  # fmt: skip
+
+
+class CosineDPMSolverMultistepScheduler(EDMDPMSolver, paper="Lu et al. 2022; Evans et al. 2024"):
+    """The SDE form of DPM-Solver++ (Lu et al. 2022b), multistep, with the noise of one Brownian path, for networks whose time is 2 atan(sigma) / pi
+    (v-diffusion on a cosine schedule): Stable Audio, which has 100 to 200 steps. Needs torchsde."""
+
+    Config = options(BaseConfig, sigma_min=0.3, sigma_max=(float, 500), sigma_data=1.0, sigma_schedule=("exponential", "karras"),
+                     num_train_timesteps=1000, solver_order=(2, 1, 3), prediction_type=("v_prediction", "epsilon", "sample"), rho=7.0,
+                     **SOLVER)  # fmt: skip
+    noise_sampler: BrownianTreeNoiseSampler | None = None
+    _history = ("noise_sampler",)
+
+    def precondition_noise(self, sigma: Any) -> Tensor:
+        """The angle of (alpha, sigma), of a right one."""
+        return torch.as_tensor(sigma).atan() / math.pi * 2
+
+    def _draw(self, index: int, x0: Tensor, generator: Generators) -> Tensor:
+        low, high = self.config.sigma_min, self.config.sigma_max
+        if self.noise_sampler is None:
+            given = generator is None or isinstance(generator, torch.Generator)
+            seed = generator and generator.initial_seed() if given else [g.initial_seed() for g in generator]  # type: ignore[union-attr]
+            self.noise_sampler = BrownianTreeNoiseSampler(x0, low, high, seed, type(self).__name__)  # type: ignore[arg-type]
+        # the path has ends, and steps shorter than its resolution would never be found
+        sigma, sigma_next = torch.tensor(self.levels[index : index + 2], dtype=torch.float64).clamp(low, high)
+        return self.noise_sampler(sigma, sigma_next) if sigma - sigma_next > 1e-6 else torch.zeros_like(x0)

@@ -1,7 +1,7 @@
 """What the solvers share that step in log-SNR: how a run is laid out, what they integrate, and of which order a step may be."""
 
-from __future__ import annotations
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ __all__ = ["LogSnrScheduler"]
 
 
 class LogSnrScheduler(SigmaScheduler):
-    """Exponential integrators of dx = (linear in x) + (the network's x0 or eps): the linear part exactly, the other by a polynomial in lambda,
-    which is half the log-SNR (Lu et al. 2022). `model_outputs` are the last predictions, oldest first.
-    """
+    """Exponential integrators of dx = (linear in x) + (the network's x0 or eps): the linear part exactly, the other by a polynomial in lambda, which
+    is half the log-SNR (Lu et al. 2022). `model_outputs` are the last predictions, oldest first."""
 
     data: bool  # whether x0 is integrated, or eps
+    model_outputs: tuple[Tensor, ...] = ()
+    _history: ClassVar[tuple[str, ...]] = ("model_outputs",)
     _limits_eps: ClassVar[bool] = True  # whether eps is made of a limited x0
 
     def _assemble(self, config: Any) -> None:
@@ -25,10 +26,6 @@ class LogSnrScheduler(SigmaScheduler):
         if self._option("use_lu_lambdas") and self.sigma_schedule != "karras":
             self.sigma_schedule = "lu"
         self.lambda_t = self.alphas_cumprod.sqrt().log() - (1 - self.alphas_cumprod).sqrt().log()
-
-    def _restart(self) -> None:
-        super()._restart()
-        self.model_outputs: tuple[Tensor, ...] = ()
 
     def _absent(self, timestep: float) -> int:
         return len(self._numbers) - 1
@@ -79,12 +76,18 @@ class LogSnrScheduler(SigmaScheduler):
             raise self._error("A shift for a scheduler that has none.", "set_timesteps, mu", mu, fix="Set use_dynamic_shifting=True.")
         return mu
 
+    def _free_sigmas(self, sigmas: Sequence[float]) -> None:
+        """Raise InputError for custom sigmas unless it is a flow, and without a schedule of its own."""
+        if not self.flow or self.sigma_schedule is not None:
+            what, fix = "Sigmas for a scheduler that has its own.", "Set use_flow_sigmas=True."
+            raise self._error(what, "set_timesteps, sigmas", len(sigmas), fix=fix)
+
     def convert_model_output(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """What the solver integrates: x0, limited as configured, or eps."""
-        kind, index = self.config.prediction_type, self.step_index or 0
+        kind = self.config.prediction_type
         if self._option("variance_type", None) is not None and kind == "epsilon":
             model_output = model_output[:, : sample.shape[1]]
-        alpha, sigma = self.splits[index]
+        alpha, sigma = self.splits[self.step_index or 0]
         if self.data:
             return self.limit(process.X0[kind](model_output, sample, alpha, sigma))
         eps = process.EPS[kind](model_output, sample, alpha, sigma)
@@ -92,19 +95,12 @@ class LogSnrScheduler(SigmaScheduler):
             return eps
         return (sample - alpha * self.limit((sample - sigma * eps) / alpha)) / sigma
 
-    def _kept(self) -> int:
-        """How many predictions are kept."""
-        return self.config.solver_order
-
-    def _lambdas(self) -> list[float]:
-        return self._once("lambdas", self.path.lam.tolist)
-
     def _remember(self, model_output: Tensor, timestep: Timestep, sample: Tensor) -> tuple[int, Tensor]:
         """The position of a step that begins, and its prediction, which joins the history."""
         self._needs_run()
         index = self._position(timestep)
         output = self.convert_model_output(model_output, sample)
-        self.model_outputs = (*self.model_outputs, output)[-self._kept() :]
+        self.model_outputs = (*self.model_outputs, output)[-self.config.solver_order :]
         return index, output
 
     def _order(self, index: int) -> int:

@@ -1,35 +1,43 @@
-"""Linear multistep sampling on the manifold of the diffusion process."""
+"""Linear multistep sampling on the manifold of the diffusion process, and on a circle."""
 
+import math
+from dataclasses import dataclass
 from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from ..config import Config as BaseConfig
 from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options, roots
+from .continuous import ContinuousScheduler
 from .process import EPS
 
-__all__ = ["PNDMScheduler"]
+__all__ = ["IPNDMScheduler", "PNDMScheduler"]
 
 # by order: the divisor, and the weights from the newest prediction on
-ADAMS_BASHFORTH = {2: (2, (3, -1)), 3: (12, (23, -16, 5)), 4: (24, (55, -59, 37, -9))}
+ADAMS_BASHFORTH = {1: (1, (1,)), 2: (2, (3, -1)), 3: (12, (23, -16, 5)), 4: (24, (55, -59, 37, -9))}
+FLOOR = torch.tensor(1e-8)  # of alpha, which is 0 at the start of IPNDM's runs
 
 
-class PNDMScheduler(KarrasScheduler):
-    """Pseudo numerical methods for diffusion models (Liu et al. 2022): Runge-Kutta to start (F-PNDM), then Adams-Bashforth.
-    With `skip_prk_steps` (S-PNDM and the latent diffusion checkpoints) the start is a second evaluation of the second timestep.
-    Fourth order but at the start: for 20 to 50 steps without strong guidance.
-    `ets` are the last predictions, oldest first, and `counter` the steps taken in this run.
-    """
+def extrapolated(ets: tuple[Tensor, ...]) -> Tensor:
+    """The mean prediction over the next step by Adams and Bashforth's method, from the last ones, at most 4, oldest first."""
+    divisor, (newest, *weights) = ADAMS_BASHFORTH[len(ets)]
+    total = ets[-1] * newest
+    for weight, older in zip(weights, ets[-2::-1]):
+        total = total + weight * older
+    return total / divisor
 
-    accuracy = "2-4"
-    paper = "Liu et al. 2022"
+
+class PNDMScheduler(KarrasScheduler, accuracy="2-4", paper="Liu et al. 2022"):
+    """Pseudo numerical methods for diffusion models (Liu et al. 2022): Runge-Kutta to start (F-PNDM), then Adams-Bashforth. With `skip_prk_steps`
+    (S-PNDM and the latent diffusion checkpoints) the start is a second evaluation of the second timestep. Fourth order but at the start: for 20 to 50
+    steps without strong guidance. `ets` are the last predictions, oldest first, and `counter` the steps taken in this run."""
+
     Config = options(skip_prk_steps=False, set_alpha_to_one=False, prediction_type=PREDICTIONS, timestep_spacing=LEADING, steps_offset=0)
-
-    def _restart(self) -> None:
-        super()._restart()
-        self.ets: tuple[Tensor, ...] = ()
-        self.counter = 0
-        self.cur_sample: Any = None
-        self.cur_model_output: Any = 0.0
+    ets: tuple[Tensor, ...] = ()
+    counter = 0
+    cur_sample: Any = None
+    cur_model_output: Any = 0.0
+    _history = ("ets", "counter", "cur_sample", "cur_model_output")
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` steps, at least 4 of them if it starts with Runge-Kutta."""
@@ -71,10 +79,7 @@ class PNDMScheduler(KarrasScheduler):
         self.ets = (*self.ets[-3:], out)
         if self.counter == 0:
             self.cur_sample = sample
-            return self._transfer(sample, t, t - stride, out)
-        divisor, weights = ADAMS_BASHFORTH[len(self.ets)]
-        total: Any = sum(w * e for w, e in zip(weights, reversed(self.ets)))
-        return self._transfer(sample, t, t - stride, total / divisor)
+        return self._transfer(sample, t, t - stride, extrapolated(self.ets))
 
     def _transfer(self, x: Tensor, t: int, t_prev: int, out: Tensor) -> Tensor:
         """x along its eps from one timestep to another (Liu et al. 2022, eq. 9, with a difference of roots turned into a sum)."""
@@ -82,3 +87,44 @@ class PNDMScheduler(KarrasScheduler):
         alpha, sigma, keep, sigma_prev, product = roots(bar, 1 - bar, bar_prev / bar, 1 - bar_prev, bar * (1 - bar) * bar_prev)
         gain, divisor = torch.tensor(float(bar_prev - bar)), sigma_prev * float(bar) + product
         return keep * x - gain * EPS[self.config.prediction_type](out, x, alpha, sigma) / divisor
+
+
+class IPNDMScheduler(ContinuousScheduler, accuracy="4", paper="Zhang & Chen 2023"):
+    """Adams-Bashforth of up to fourth order over the last predictions of eps (Zhang & Chen 2023, after Liu et al. 2022), for networks that predict v
+    in continuous time: Dance Diffusion. The sample is alpha x0 + sigma eps with `alphas` and `betas` (steps + 1,) for alpha and sigma, and
+    `timesteps` are their angles as shares of a right one. `ets` are the last predictions, oldest first."""
+
+    @dataclass(frozen=True, eq=False, repr=False)
+    class Config(BaseConfig):
+        num_train_timesteps: int = 1000
+        trained_betas: tuple[float, ...] | None = None
+
+    ets: tuple[Tensor, ...] = ()
+    _history = ("ets",)
+
+    def _assemble(self, config: Any) -> None:
+        super()._assemble(config)
+        table = self.config.trained_betas
+        if table is not None and not (len(table) > 1 and all(0 <= b <= 1 for b in table)):
+            self._refuse("trained_betas", table, "2 or more in [0, 1]")
+        self.set_timesteps(config.num_train_timesteps)
+
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
+        """Lay out a run of `num_inference_steps`, or through `trained_betas`, one more than steps, where the configuration has them."""
+        self.num_inference_steps = steps = self._steps(num_inference_steps)
+        given, angles = self.config.trained_betas, torch.linspace(1, 0, steps + 1) * math.pi / 2
+        self.betas = torch.sin(angles) ** 2 if given is None else torch.tensor(given, dtype=torch.float32)
+        self.alphas = (1 - self.betas**2) ** 0.5
+        self._install((torch.atan2(self.betas, self.alphas) / math.pi * 2)[:-1].numpy(), device)
+
+    def _course(self) -> list[tuple[Tensor, Tensor]]:
+        """alpha and sigma at every position of the run."""
+        return list(zip(self.alphas.unbind(), self.betas.unbind()))
+
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Stepped:
+        """x at the next angle."""
+        index = self._position(timestep)
+        (alpha, sigma), (alpha_next, sigma_next) = self._once("course", self._course)[index : index + 2]
+        self.ets = (*self.ets[-3:], sample * sigma + model_output * alpha)
+        eps = extrapolated(self.ets)
+        return self._result(return_dict, alpha_next * ((sample - sigma * eps) / max(alpha, FLOOR)) + eps * sigma_next)
