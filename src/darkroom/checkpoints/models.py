@@ -17,7 +17,7 @@ from ..errors import CheckpointError, ConfigError, DarkroomError, InputError
 from ..models.base import Model
 from .files import PathLike, check_outward_links, is_safe, listing, read_json
 from .hub import HUB_OPTIONS, check_source, locate
-from .index import building, is_transformers, quiet_transformers
+from .index import building, is_transformers, quiet_transformers, without_collector
 from .locks import read_whole
 from .plan import Plan, available_variants, component_files, plan, weight_paths
 from .weights import Weights, load_weights
@@ -96,6 +96,7 @@ def check_dtype(dtype: object, where: str) -> None:
         raise InputError("Networks are loaded in a floating-point dtype.", where=where, got=dtype, expected=expected)
 
 
+@without_collector()
 def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None, **options: Any) -> Any:
     """A network of class `cls` from a folder or hub id, in eval mode; see `Model.from_pretrained` for the options.
 
