@@ -1,4 +1,11 @@
 # Written by scripts/stubs.py.
+from .auto import AutoPipelineForImage2Image as AutoPipelineForImage2Image
+from .auto import AutoPipelineForImage2Video as AutoPipelineForImage2Video
+from .auto import AutoPipelineForInpainting as AutoPipelineForInpainting
+from .auto import AutoPipelineForText2Image as AutoPipelineForText2Image
+from .auto import AutoPipelineForText2Video as AutoPipelineForText2Video
+from .auto import AutoPipelineForVideo2Video as AutoPipelineForVideo2Video
+from .auto import pipelines as pipelines
 from .core.guidance import CFG as CFG
 from .core.guidance import PAG as PAG
 from .core.guidance import SAG as SAG

@@ -7,6 +7,8 @@ from typing import Any
 __all__ = ["NAMES", "lazy"]
 
 _BY_MODULE = {
+    "auto": """AutoPipelineForImage2Image AutoPipelineForImage2Video AutoPipelineForInpainting AutoPipelineForText2Image
+        AutoPipelineForText2Video AutoPipelineForVideo2Video pipelines""",
     "core.guidance": "CFG PAG SAG",
     "core.tasks": "Image2Image Inpaint Text2Image",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",

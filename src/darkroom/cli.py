@@ -160,6 +160,16 @@ def pull(
 
 
 @app.command()
+def pipelines() -> None:
+    """List the pipeline classes: family of checkpoints, task, terms of guidance, control."""
+    from .auto import PipelineRow, pipelines
+
+    rows = [PipelineRow(*PipelineRow._fields), *pipelines()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    echo("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows))
+
+
+@app.command()
 def schedulers(
     plot: Annotated[Path | None, Option(metavar="DIR", help="Draw noise schedules and the placement of steps into this folder.")] = None,
 ) -> None:

@@ -49,6 +49,7 @@ class Family(DiffusionPipeline):
     where it has them, guidance `terms`. From these follow the signature of the call, its checks, and the loop.
     """
 
+    family: ClassVar[str] = ""  # what checkpoints of this kind are called: an AutoPipeline looks for another task in the same family
     codec: ClassVar[LatentCodec]
     task: ClassVar[Any]
     tasks: ClassVar[Mapping[str, Task]] = {}  # tasks that a further argument switches to, by its name

@@ -105,11 +105,15 @@ class Task(Protocol):
 
 class Control(Protocol):
     """A second network, a component of the pipeline, that looks at a picture and steers the denoiser. One object serves every call of its class.
-    `start` runs after the task's and puts what it needs into `run.tensors`. `residuals` are further keyword arguments of the denoiser for `x`
-    (rows, C, H, W), the scaled latents of all branches of the batch, whose conditions are in `branch`.
+    `name` is what lists call it, `component` that of the pipeline, and `fits` tells whether a network is one of its kind. `start` runs after the
+    task's and puts what it needs into `run.tensors`. `residuals` are further keyword arguments of the denoiser for `x` (rows, C, H, W), the
+    scaled latents of all branches of the batch, whose conditions are in `branch`.
     """
 
+    name: str
+    component: str
     Inputs: type
 
+    def fits(self, component: Any) -> bool: ...
     def start(self, pipe: Any, run: Run) -> None: ...
     def residuals(self, pipe: Any, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Mapping[str, Any]: ...

@@ -77,6 +77,7 @@ class StableDiffusion(Family):
     feature_extractor: CLIPImageProcessor | None
     image_encoder: CLIPVisionModelWithProjection | None
     options: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": True}
+    family = "stable-diffusion"
     codec = ScaledCodec("vae")
     inputs = PromptInputs
     size_step = 8
