@@ -174,10 +174,9 @@ def schedulers(
     plot: Annotated[Path | None, Option(metavar="DIR", help="Draw noise schedules and the placement of steps into this folder.")] = None,
 ) -> None:
     """List the schedulers: what they sample, order, evaluations per step, whether they draw noise, and where they come from."""
-    from .plots import plot_schedulers
-    from .schedulers.listing import table
+    from .plots import plot_schedulers, scheduler_table
 
-    echo("\n".join(table() if plot is None else map(str, plot_schedulers(plot))))
+    echo("\n".join(scheduler_table() if plot is None else map(str, plot_schedulers(plot))))
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -281,7 +281,7 @@ def test_steps_read_nothing_back_from_the_device(name):
     """Tensors on the meta device have no values: whatever would wait for a GPU to read one fails here."""
     if name == SDE:
         return  # a Brownian tree is values
-    options = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") else {}
+    options = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") and name not in INVERSE else {}
     scheduler = build(name, **options)
     scheduler.set_timesteps(12, device="meta")
     x = seeded().to("meta")
@@ -339,6 +339,8 @@ BAD = [
     ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "flow_shift": 0.0}, "flow_shift"),
     ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "flow_shift": -3.0}, "flow_shift"),
     ("EulerDiscreteScheduler", {"prediction_type": "flow_prediction", "flow_shift": "much"}, "flow_shift"),
+    ("DPMSolverMultistepInverseScheduler", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
+    ("DPMSolverMultistepInverseScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}, "algorithm_type"),
     ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
     ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver"}, "final_sigmas_type"),
     ("DPMSolverSinglestepScheduler", {"solver_order": 4}, "solver_order"),
@@ -377,6 +379,7 @@ def test_a_configuration_without_a_table():
             self._install(np.arange(self._steps(steps))[::-1].copy(), None)
 
     scheduler = Untabled.from_config({"num_train_timesteps": 5, "temperature": 0.5})
+    assert scheduler
     scheduler.set_timesteps(2000)
     assert len(scheduler) == 2000 and scheduler.config == {"temperature": 0.5, "num_train_timesteps": 5}
     with pytest.raises(InputError, match="num_inference_steps"):

@@ -169,7 +169,10 @@ CASES = {
     INVERSE: [
         *MULTISTEP,
         *grid(solver_order=[1, 2, 3], algorithm_type=["dpmsolver", "dpmsolver++"], solver_type=["midpoint", "heun"]),
-        *grid(solver_order=[1, 2], algorithm_type=["sde-dpmsolver", "sde-dpmsolver++"], solver_type=["midpoint", "heun"]),
+        *grid(
+            solver_order=[1, 2], algorithm_type=["sde-dpmsolver++"], solver_type=["midpoint", "heun"],
+            use_flow_sigmas=[True], prediction_type=["flow_prediction"],
+        ),
         *grid(euler_at_final=[True], lower_order_final=[True, False], lambda_min_clipped=[-5.1], timestep_spacing=SPACINGS),
     ],
     SINGLE: [
@@ -273,6 +276,7 @@ def test_a_list_of_generators(name):
 
     options = {"eta": 0.8} if name.startswith("DDIM") else {"s_churn": 5.0} if name == "EulerDiscreteScheduler" else {}
     config = {"algorithm_type": "sde-dpmsolver++"} if name in (DPM, SINGLE, INVERSE) else {}
+    config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if name == INVERSE else {}
     walk(*ready(name, **config), generators=make, **options)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 import numbers
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, get_args, get_origin
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,6 +63,7 @@ class Scheduler(Configurable):
     _history: ClassVar[tuple[str, ...]] = ("step_index", "begin_index")  # the attributes that belong to a run
     kind: ClassVar[str] = "diffusion"  # the row of the catalogue: what is sampled,
     accuracy: ClassVar[str] = "1"  # the order of convergence where it is one,
+    draws: ClassVar[Literal["yes", "no", "optional"]] = "no"  # whether steps draw noise, or an option decides,
     paper: ClassVar[str] = ""  # and the source
     order: ClassVar[int] = 1
     init_noise_sigma: float | Tensor = 1.0
@@ -72,10 +72,14 @@ class Scheduler(Configurable):
     begin_index: int | None = None  # where the run starts, if `set_begin_index` said so
 
     def __init_subclass__(cls, **facts: str) -> None:
-        """The facts of a class for the catalogue, `kind`, `accuracy` and `paper`, may stand in its head."""
+        """The facts of a class for the catalogue, `kind`, `accuracy`, `draws` and `paper`, may stand in its head."""
         super().__init_subclass__()
         for name, fact in facts.items():
             setattr(cls, name, fact)
+        if "Config" in cls.__dict__:  # where pickle finds the class, and what errors call it
+            cls.Config.__module__ = cls.__module__
+            cls.Config.__name__ = cls.Config.__qualname__ = f"{cls.__qualname__}.Config"
+            cls.Config.flow = getattr(cls, "flow", False)  # type: ignore[attr-defined]  # whether it describes a flow-matching scheduler
 
     def _assemble(self, config: Config) -> None:
         """Check the configuration, then build tables and the timesteps that hold before `set_timesteps`."""
@@ -84,11 +88,11 @@ class Scheduler(Configurable):
         if isinstance(betas := config.get("trained_betas"), (np.ndarray, Tensor)):
             changes["trained_betas"] = betas.tolist()
         self.config = config = config.replace(**changes) if changes else config
-        self._table: int | None = config["num_train_timesteps"] if hasattr(type(config), "num_train_timesteps") else None  # the training's
+        self._table: int | None = self._option("num_train_timesteps", None)  # the training's
         hints = hints_of(type(config))
         for name in config.names():
             value, hint = config[name], hints[name]
-            no_number = isinstance(value, numbers.Real) and not abs(value) < 1e308 and value != getattr(type(config), name)  # type: ignore[operator]
+            no_number = isinstance(value, numbers.Real) and not abs(value) < 1e308 and value != getattr(type(config), name, None)  # type: ignore[operator]
             if no_number or not fits(value, hint):
                 self._refuse(name, value, ", ".join(getattr(a, "__name__", str(a)) for a in get_args(hint)) or hint.__name__)
         if self._table is not None and not 1 <= self._table <= LARGEST_TABLE:
@@ -112,6 +116,11 @@ class Scheduler(Configurable):
 
     def _error(self, what: str, where: str, got: object, expected: object = None, fix: str | None = None) -> InputError:
         return InputError(what, where=f"{type(self).__name__}.{where}", got=got, expected=expected, fix=fix)
+
+    def _ensure(self, holds: object, what: str, where: str, got: object, expected: object = None, fix: str | None = None) -> None:
+        """Raise InputError unless this holds."""
+        if not holds:
+            raise self._error(what, where, got, expected, fix)
 
     @classmethod
     def from_pretrained(cls, path: PathLike, subfolder: str | None = None, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
@@ -138,6 +147,10 @@ class Scheduler(Configurable):
 
     def __len__(self) -> int:
         return self._table or len(self._numbers)
+
+    def __bool__(self) -> bool:
+        """True, also before a run without a table, whose length is 0."""
+        return True
 
     @property
     def timesteps(self) -> Tensor:
@@ -205,6 +218,11 @@ class Scheduler(Configurable):
             raise self._error("The run is over.", "step", f"{self.step_index + 1} of {steps}", fix="Call set_timesteps before a new run.")
         return self.step_index
 
+    def _no_position(self, timestep: Timestep) -> None:
+        """Raise InputError for a whole number, nearly always a position taken for a timestep."""
+        if not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int):
+            raise self._error("An integer is no timestep of this scheduler.", "step, timestep", timestep, "an item of timesteps, floats")
+
     def _steps(self, num_inference_steps: int | None, **schedules: Sequence[float] | None) -> int:
         """The number of steps, given itself or as the length of one of the schedules. Raises InputError unless exactly one is given."""
         choices: dict[str, Any] = {"num_inference_steps": num_inference_steps, **schedules}
@@ -260,16 +278,17 @@ def roots(*values: np.float32) -> tuple[Tensor, ...]:
 
 
 def options(base: type[Config] = BetaConfig, /, **defaults: Any) -> type[Config]:
-    """The configuration of betas (or another) and these options, in this order. A tuple lists the choices, the default first, or is a type and its
-    default; None is for a number, a type for an object of it, or none."""
-    fields: list[tuple[str, Any, Any]] = []
+    """The configuration of betas (or another) and these options, in this order. A default shows its type, None a number's. A tuple lists the choices,
+    the default first, or is a type and the default; a type alone is for an option that must be given."""
+    fields: list[Any] = []
     for name, value in defaults.items():
-        kind: Any = float | None if value is None else tuple if isinstance(value, list) else type(value)
-        if isinstance(value, (type, types.UnionType)):
-            kind, value = value | None, None
+        kind = value[0] if isinstance(value, tuple) else value
+        if isinstance(kind, type) or get_origin(kind):
+            fields.append((name, *value) if isinstance(value, tuple) else (name, value))
         elif isinstance(value, tuple):
-            kind, value = value if isinstance(value[0], (type, types.UnionType)) else (Literal.__getitem__(value), value[0])
-        fields.append((name, kind, value))
+            fields.append((name, Literal.__getitem__(value), kind))
+        else:
+            fields.append((name, float | None if value is None else tuple if isinstance(value, list) else type(value), value))
     return make_dataclass("Config", fields, bases=(base,), frozen=True, eq=False, repr=False)
 
 
@@ -279,13 +298,6 @@ class KarrasScheduler(Scheduler):
     bar of the data itself, where the last step ends. This base is for integer timesteps that index the table."""
 
     _compatibles: ClassVar[tuple[str, ...]] = KARRAS
-
-    def __init_subclass__(cls, **facts: str) -> None:
-        super().__init_subclass__(**facts)
-        if "Config" in cls.__dict__:  # where pickle finds the class, and what errors call it
-            cls.Config.__module__ = cls.__module__
-            cls.Config.__name__ = cls.Config.__qualname__ = f"{cls.__qualname__}.Config"
-            cls.Config.flow = getattr(cls, "flow", False)  # type: ignore[attr-defined]  # whether it describes a flow-matching scheduler
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)

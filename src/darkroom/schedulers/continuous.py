@@ -20,8 +20,7 @@ class ContinuousScheduler(Scheduler):
             given["num_inference_steps"] = num_inference_steps
         (name, steps), *others = given.items()
         for other, length in others:
-            if length != steps:
-                raise self._error("Different numbers of steps.", "set_timesteps", f"{name}: {steps}, {other}: {length}", "the same")
+            self._ensure(length == steps, "Different numbers of steps.", "set_timesteps", f"{name}: {steps}, {other}: {length}", "the same")
         return self._counted(name, steps)
 
 
@@ -38,6 +37,12 @@ class LevelScheduler(ContinuousScheduler, ExplodingScheduler):
     @classmethod
     def _flows(cls) -> bool:
         return False
+
+    def _has_ends(self) -> None:
+        """Raise ConfigError for options without a meaning to `_karras`."""
+        self._positive("sigma_min", "sigma_data", "rho")
+        if self.config.sigma_max < self.config.sigma_min:
+            self._refuse("sigma_max", self.config.sigma_max, f"at least sigma_min = {self.config.sigma_min}")
 
     def _karras(self, ramp: Any) -> Any:
         """The sigmas at these shares of the way from `sigma_max` to `sigma_min`, in equal steps of sigma^(1/rho) (Karras et al. 2022, eq. 5)."""

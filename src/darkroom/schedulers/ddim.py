@@ -10,7 +10,7 @@ from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timest
 __all__ = ["DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler"]
 
 
-class DDIMScheduler(KarrasScheduler, paper="Song et al. 2021"):
+class DDIMScheduler(KarrasScheduler, paper="Song et al. 2021", draws="optional"):
     """Denoising diffusion implicit models (Song et al. 2021): deterministic with eta = 0, and first order, so 50 steps are its usual number. To be
     chosen where a run must be undone (`DDIMInverseScheduler`), and with `rescale_betas_zero_snr` and "trailing" for networks tuned for it."""
 
@@ -64,14 +64,13 @@ class DDIMParallelScheduler(DDIMScheduler, paper="Song et al. 2021; Shih et al. 
                             use_clipped_model_output: bool = False) -> Tensor:  # fmt: skip
         """x one stride further, for the timesteps (B,) of the rows; without noise, so `eta` is 0."""
         self._needs_run()
-        if eta:
-            raise self._error("Noise in a step that has none.", "batch_step_no_noise, eta", eta, 0)
+        self._ensure(not eta, "Noise in a step that has none.", "batch_step_no_noise, eta", eta, 0)
         bar, bar_prev = self.bars(timesteps, model_output)
         weights = tuple(value**0.5 for value in (bar, 1 - bar, bar_prev, 1 - bar_prev))
         return self._jump(model_output, sample, weights, use_clipped_model_output)[0]
 
 
-class DDIMInverseScheduler(DDIMScheduler, kind="inversion"):
+class DDIMInverseScheduler(DDIMScheduler, kind="inversion", draws="no"):
     """DDIM run backwards, from a picture to the noise that leads to it (Song et al. 2021, sec. 4.3; Mokady et al. 2023). `timesteps` ascend."""
 
     Config = options(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type=PREDICTIONS, clip_sample_range=1.0,

@@ -9,7 +9,7 @@ from .process import X0
 __all__ = ["DDPMParallelScheduler", "DDPMScheduler"]
 
 
-class DDPMScheduler(KarrasScheduler, paper="Ho et al. 2020"):
+class DDPMScheduler(KarrasScheduler, paper="Ho et al. 2020", draws="yes"):
     """Denoising diffusion probabilistic models (Ho et al. 2020, algorithm 2; learned variances: Nichol & Dhariwal 2021). The reference for quality
     where hundreds of steps can be paid for. `variance_type` is the noise's: the posterior's ("fixed_small"), the chain's ("fixed_large"), or
     predicted."""

@@ -1,4 +1,4 @@
-"""Exponential integrators in log-SNR: those that reuse earlier predictions, forwards and backwards, and those that begin every few steps anew."""
+"""DPM-Solver, multistep: exponential integrators in log-SNR that reuse earlier predictions, forwards and backwards."""
 
 import math
 from typing import Any, ClassVar
@@ -9,13 +9,13 @@ from ..core.random import Generators, randn
 from .base import FLOWING, FLOWS, LINSPACE, SHIFTING, SIGMAS, THRESHOLDS, Device, Stepped, Timestep, options
 from .log_snr import LogSnrScheduler
 
-__all__ = ["DPMSolver", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"]
+__all__ = ["DPMSolver", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler"]
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver", "sde-dpmsolver++")
 LEARNED = (None, "learned", "learned_range")
 
 
-class DPMSolver(LogSnrScheduler, accuracy="1-3", paper="Lu et al. 2022"):
+class DPMSolver(LogSnrScheduler, accuracy="1-3", paper="Lu et al. 2022", draws="optional"):
     """The four algorithms of DPM-Solver: of x0 (++) or of eps, for the ODE or for an SDE."""
 
     _foreign = {"deis": "dpmsolver++", "logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"}
@@ -107,7 +107,8 @@ class DPMSolverMultistepScheduler(DPMSolver):
 
 class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler, kind="inversion"):
     """DPM-Solver run backwards, which finds the noise of a given picture (edits by inversion; Lu et al. 2022, with ascending `timesteps`), in the
-    dtype of the sample. The options are those of the forward solver. A flow's run does not ascend, as in the reference: it has no inverse here."""
+    dtype of the sample. The options are those of the forward solver, whose SDE forms have no inverse. A flow's run does not ascend, as in the
+    reference: it has none either."""
 
     Config = options(solver_order=(2, 1, 3), prediction_type=FLOWS, **THRESHOLDS, algorithm_type=ALGORITHMS, solver_type=("midpoint", "heun"),
                      lower_order_final=True, euler_at_final=False, **SIGMAS, **FLOWING, lambda_min_clipped=-math.inf, variance_type=LEARNED,
@@ -116,6 +117,8 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler, kind="inve
 
     def _assemble(self, config: Config) -> None:  # type: ignore[valid-type]
         super()._assemble(config)
+        if self.stochastic and not self.flow:
+            self._refuse("algorithm_type", self.config.algorithm_type, "one without 'sde': backwards, the variance of its noise is below 0")
         self._lay_out(self._timesteps.numpy()[::-1].copy(), self.sigmas.numpy()[-2::-1], None, end=self.levels[0])
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None) -> None:  # type: ignore[override]
@@ -131,60 +134,3 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler, kind="inve
         first = np.sort(np.unique(timesteps, return_index=True)[1])
         self._lay_out(timesteps[first].astype(np.int64), sigmas, device, end)
         self.num_inference_steps = len(first)
-
-
-class DPMSolverSinglestepScheduler(DPMSolver):
-    """DPM-Solver and DPM-Solver++, singlestep (Lu et al. 2022a, algorithms 1 and 2): steps of order 1, 2, ... `solver_order` follow one another, each
-    from the sample where the first of them began, `sample`. No prediction outlives its group, which suits guidance that changes during a run; at the
-    same number of evaluations the multistep form is usually better. `order_list` has the order of each step: a group that would end at sigma 0 or be
-    incomplete is cut short, whatever `lower_order_final` says."""
-
-    Config = options(solver_order=(2, 1, 3), prediction_type=FLOWS, **THRESHOLDS, algorithm_type=("dpmsolver++", "dpmsolver", "sde-dpmsolver++"),
-                     solver_type=("midpoint", "heun"), lower_order_final=False, **SIGMAS, **FLOWING, final_sigmas_type=("zero", "sigma_min"),
-                     lambda_min_clipped=-math.inf, variance_type=LEARNED, **SHIFTING)  # fmt: skip
-    sample: Tensor | None = None
-    _history = ("sample",)
-
-    def _install(self, *args: Any) -> None:
-        super()._install(*args)
-        self.order_list = self.get_order_list(len(self._numbers))
-
-    def get_order_list(self, num_inference_steps: int) -> list[int]:
-        """The order of each step of a run: 1, 2, ..., `solver_order`, again and again, and 1 at the end where it must be."""
-        most, config = self.config.solver_order, self.config
-        orders = [step % most + 1 for step in range(num_inference_steps)]
-        if config.final_sigmas_type == "zero" or (config.lower_order_final and num_inference_steps % most == 0):
-            orders[-1] = 1
-        return orders
-
-    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
-             return_dict: bool = True) -> Stepped:  # fmt: skip
-        """x at the next timestep."""
-        index, output = self._remember(model_output, timestep, sample)
-        order = min(self.order_list[index], len(self.model_outputs))
-        if order == 1:
-            self.sample = sample
-        noise = randn(output.shape, generator, output.device, output.dtype) if self.stochastic else None
-        return self._result(return_dict, self._update(index, order, self.sample, noise))  # type: ignore[arg-type]
-
-    def _weights(self, order: int) -> list[tuple[Tensor, ...]]:
-        """The numbers of `_kernel` but h, and the reciprocals and the share of the inner positions."""
-        h, *kernel = self._kernel(order, order)
-        start, older, newest = (self.path.lam.roll(k)[:-1] for k in (order - 1, 1, 0))
-        r0, r1 = (newest - start) / h, (older - start) / h
-        return list(zip(*(values.unbind() for values in (*kernel, 1 / r0, 1 / r1, r0, r1, r0 - r1))))
-
-    def _update(self, index: int, order: int, x: Tensor, noise: Tensor | None) -> Tensor:
-        """x at the next position from the sample `order` positions before it, and the predictions from there on."""
-        scale, c0, c1, c2, std, u0, u1, r0, r1, gap = self._once(("weights", order), lambda: self._weights(order))[index]
-        m = self.model_outputs[::-1]
-        prev = scale * x - c0 * m[order - 1]
-        if order == 2:
-            prev = prev - c1 * (u0 * (m[0] - m[1]))
-        elif order == 3:
-            near, far = u1 * (m[1] - m[2]), u0 * (m[0] - m[2])
-            if self.config.solver_type == "midpoint":
-                prev = prev - c1 * far
-            else:
-                prev = prev - c1 * ((r0 * near - r1 * far) / gap) - c2 * (2.0 * (far - near) / gap)
-        return prev if noise is None else prev + std * noise

@@ -1,4 +1,4 @@
-"""One evaluation per step in sigma: Euler steps, the same with fresh noise, and a linear multistep method."""
+"""Euler steps in sigma, and the same with fresh noise."""
 
 import math
 from typing import Any
@@ -9,10 +9,10 @@ from . import process
 from .base import FLOWS, LINSPACE, SIGMAS, Device, Stepped, Timestep, options
 from .k_diffusion import ExplodingScheduler
 
-__all__ = ["EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "LMSDiscreteScheduler"]
+__all__ = ["EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"]
 
 
-class EulerDiscreteScheduler(ExplodingScheduler, paper="Karras et al. 2022"):
+class EulerDiscreteScheduler(ExplodingScheduler, paper="Karras et al. 2022", draws="optional"):
     """Euler steps along dx/dsigma, with optional churn (Karras et al. 2022, algorithm 2 without its correction): the plain choice, robust from about
     20 steps on; the same steps as DDIM with eta = 0. `interpolation_type` "log_linear" takes sigmas evenly in their logarithm, and `timestep_type`
     "continuous" tells a network with v_prediction log(sigma) / 4, as EDM does."""
@@ -59,7 +59,7 @@ class EulerDiscreteScheduler(ExplodingScheduler, paper="Karras et al. 2022"):
         return self._result(return_dict, prev.to(model_output.dtype), x0)
 
 
-class EulerAncestralDiscreteScheduler(ExplodingScheduler, paper="Karras et al. 2022; k-diffusion"):
+class EulerAncestralDiscreteScheduler(ExplodingScheduler, paper="Karras et al. 2022; k-diffusion", draws="yes"):
     """Step below the next sigma, then add noise up to it: ancestral sampling by Euler steps (k-diffusion, sample_euler_ancestral). Noise corrects
     earlier errors, so pictures vary more and keep changing with the number of steps."""
 
@@ -88,34 +88,3 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler, paper="Karras et al. 2
         """How far each step goes down, and the standard deviation of its noise."""
         down, up = process.ancestral(self.sigmas[:-1], self.sigmas[1:])
         return list(zip((down - self.sigmas[:-1]).unbind(), up.unbind()))
-
-
-class LMSDiscreteScheduler(ExplodingScheduler, accuracy="4", paper="Karras et al. 2022; k-diffusion"):
-    """Integrates the polynomial through the last slopes dx/dsigma (`derivatives`, oldest first) exactly (k-diffusion, sample_lms): Adams and
-    Bashforth's method on uneven steps. One evaluation per step and high order, but little damping: best above 20 steps."""
-
-    Config = options(**SIGMAS, prediction_type=FLOWS, timestep_spacing=LINSPACE, steps_offset=0)
-    derivatives: tuple[Tensor, ...] = ()
-    _history = ("derivatives",)
-
-    def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
-        """The weight of the slope at position t - `current_order` in the step from position t, of the last `order` slopes: the integral of a Lagrange
-        polynomial of degree order - 1. Gauss-Legendre quadrature with order / 2 points is exact."""
-        sigmas = self.levels
-        nodes, weights = np.polynomial.legendre.leggauss((order + 1) // 2)
-        half = (sigmas[t + 1] - sigmas[t]) / 2
-        at = sigmas[t] + half * (nodes + 1)
-        own, others = sigmas[t - current_order], [sigmas[t - k] for k in range(order) if k != current_order]
-        basis = np.prod([(at - other) / (own - other) for other in others], axis=0)
-        return float(half * (weights * basis).sum())
-
-    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True) -> Stepped:
-        """x at the next sigma from at most `order` slopes."""
-        index = self._position(timestep)
-        sigma = self.marks[index]
-        x0 = self.x0(model_output, sample, sigma)
-        self.derivatives = (*self.derivatives, (sample - x0) / sigma)[-order:]
-        # counted from the start of the schedule, also where a run begins in its middle with no slopes yet: as the reference
-        order = min(index + 1, order)
-        prev = sample + sum(self.get_lms_coefficient(order, index, k) * d for k, d in enumerate(self.derivatives[::-1]) if k < order)
-        return self._result(return_dict, prev, x0)

@@ -15,10 +15,8 @@ from .process import shifted
 
 __all__ = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"]
 
-MODES = ("bicubic", "nearest", "linear", "bilinear", "trilinear", "area", "nearest-exact")
 
-
-class FlowMatchEulerDiscreteScheduler(ShiftedFlowScheduler):
+class FlowMatchEulerDiscreteScheduler(ShiftedFlowScheduler, draws="optional"):
     """Euler's method on dx/dsigma = v, the velocity that the network predicts (Lipman et al. 2023; Esser et al. 2024): the scheduler that Stable
     Diffusion 3, Flux and most later models come with; 20 to 50 steps, or 1 to 8 with distilled ones. `stochastic_sampling` predicts x0 at each step
     and adds fresh noise instead, as models distilled for that need."""
@@ -47,12 +45,13 @@ class FlowMatchEulerDiscreteScheduler(ShiftedFlowScheduler):
         return sigma[..., None], torch.where(levels < sigma - 1e-6, levels, 0.0).amax(0)[..., None]
 
 
-class FlowMatchLCMScheduler(ShiftedFlowScheduler):
+class FlowMatchLCMScheduler(ShiftedFlowScheduler, draws="yes"):
     """Predict x0, then add fresh noise of the next level (Song et al. 2023, algorithm 1): for flow-matching models distilled to 1 to 8 steps. With
     `scale_factors`, one less than steps, x0 is resized after each step to that multiple of its first size, by `upscale_mode`: coarse steps run on
     small samples, as models distilled scale by scale do (Starodubcev et al. 2025)."""
 
-    Config = options(ShiftedFlowScheduler.Config, scale_factors=tuple[float, ...] | None, upscale_mode=MODES)
+    Config = options(ShiftedFlowScheduler.Config, scale_factors=(tuple[float, ...] | None, None),
+                     upscale_mode=("bicubic", "nearest", "linear", "bilinear", "trilinear", "area", "nearest-exact"))  # fmt: skip
     _size: tuple[int, ...] = ()  # of the first sample of the run
     _history = ("_size",)
 
@@ -70,8 +69,7 @@ class FlowMatchLCMScheduler(ShiftedFlowScheduler):
         factors, steps = self.scale_factors if self.upscale_mode else (), len(self._numbers)
         if factors and steps != len(factors) + 1:
             raise self._error("The sizes do not fit the steps.", "step, scale_factors", len(factors), f"{steps - 1}, for {steps} steps")
-        sigma, sigma_next = self._ends(timestep)
-        index = self._position(timestep)
+        (sigma, sigma_next), index = self._ends(timestep), self._position(timestep)
         self._size = self._size or tuple(model_output.shape[2:])
         x0 = self.x0(model_output, sample.float(), sigma)
         if factors and index < len(factors):
@@ -79,7 +77,7 @@ class FlowMatchLCMScheduler(ShiftedFlowScheduler):
         return self._result(return_dict, self._renoised(x0, sigma_next, generator).to(model_output.dtype))
 
 
-class FlowMatchHeunDiscreteScheduler(TwoStages, FlowScheduler, paper="Karras et al. 2022"):
+class FlowMatchHeunDiscreteScheduler(TwoStages, FlowScheduler, paper="Karras et al. 2022", draws="optional"):
     """Euler steps along the velocity of a flow-matching model, each corrected by the slope at its end (Karras et al. 2022, algorithm 2): two
     evaluations per step and second order. `timesteps` holds every timestep but the first twice: for the correction, and for the next step."""
 

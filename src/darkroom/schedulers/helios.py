@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from ..config import Config as BaseConfig
 from ..core.random import Generators, randn
 from ..outputs import Output
 from . import process
-from .base import Device, Scheduler, Timestep
-from .special import SpecialScheduler, settings
+from .base import Device, Scheduler, Timestep, options
+from .special import SpecialScheduler
 from .unipc_multistep import FOREIGN, UniPCMultistepScheduler
 
 __all__ = ["HeliosDMDScheduler", "HeliosScheduler", "HeliosSchedulerOutput", "PyramidScheduler"]
@@ -31,16 +32,13 @@ class HeliosSchedulerOutput(Output):
     this_order: int | None = None
 
 
-class PyramidScheduler(SpecialScheduler):
+class PyramidScheduler(SpecialScheduler, kind="flow", paper="Jin et al. 2024"):
     """A flow in stages of rising resolution (pyramidal flow matching: Jin et al. 2024; Helios 2026): `stage_range` splits its time into `stages`,
     each at twice the resolution of the last, and `gamma` is the correlation of the noise that joins two. Every stage runs from sigma 0.999 to 0
     of its own path, over its share of the timesteps. `shift` > 1 moves all steps towards noise; `use_dynamic_shifting` takes it from the call.
     By stage, `timesteps_per_stage` and `sigmas_per_stage` are its tables, `ori_start_sigmas` and `end_sigmas` the part of the whole flow that it
-    covers, `start_sigmas` where it begins after the noise that makes up for upsampling, and `timestep_ratios` its share of the timesteps.
-    """
+    covers, `start_sigmas` where it begins after the noise that makes up for upsampling, and `timestep_ratios` its share of the timesteps."""
 
-    kind = "flow"
-    paper = "Jin et al. 2024"
     _bounds = {"shift": 0, "gamma": 0, "stages": 0}
     _one_more = False  # whether a run ends with a jump to the data from where another step would have begun
 
@@ -78,8 +76,7 @@ class PyramidScheduler(SpecialScheduler):
                       mu: float | None = None, is_amplify_first_chunk: bool = False) -> None:  # fmt: skip
         """Lay out the steps of one stage. Of a scheduler with a single stage, `sigmas` (steps,) replace the even ones. `mu` is the shift of this
         stage, or its logarithm (as `time_shift_type` says), needed with dynamic shifting. `is_amplify_first_chunk` doubles the steps of
-        schedulers that jump to the data.
-        """
+        schedulers that jump to the data."""
         config, steps, table = self.config, self._steps(num_inference_steps), self.config.num_train_timesteps
         stages: dict[Any, Tensor] = self.timesteps_per_stage
         if self._one_more:
@@ -112,20 +109,18 @@ class PyramidScheduler(SpecialScheduler):
         self._restart()
 
 
-class HeliosScheduler(PyramidScheduler, UniPCMultistepScheduler):  # type: ignore[misc]
+class HeliosScheduler(PyramidScheduler, UniPCMultistepScheduler, accuracy="2-3"):  # type: ignore[misc]
     """The flow of Helios, with the options of `UniPCMultistepScheduler` (Zhao et al. 2023); `scheduler_type` "euler" steps along the flow instead,
     and "dmd" only lays out runs for `HeliosDMDScheduler`. Stages are runs of their own; `begin_index` and the timestep that `step` is given are
-    not heeded, as in the reference: steps follow one another.
-    """
+    not heeded, as in the reference: steps follow one another."""
 
-    Config = settings(
-        **STAGES, thresholding=False, prediction_type=(*FLOW, "epsilon", "sample", "v_prediction"), solver_order=2, predict_x0=True,
+    Config = options(
+        BaseConfig, **STAGES, thresholding=False, prediction_type=(*FLOW, "epsilon", "sample", "v_prediction"), solver_order=2, predict_x0=True,
         solver_type=("bh2", "bh1", "midpoint", "heun", "logrho"), lower_order_final=True, disable_corrector=(tuple[int, ...], ()),
         solver_p=(Scheduler | None, None), use_flow_sigmas=True, scheduler_type=("unipc", "euler", "dmd"), use_dynamic_shifting=False,
         time_shift_type=SHIFTS[::-1],
     )  # fmt: skip
     _compatibles = ()
-    accuracy = "2-3"
     _bounds = {**PyramidScheduler._bounds, "solver_order": 0}
     sigma_schedule = None
 
@@ -173,14 +168,11 @@ class HeliosScheduler(PyramidScheduler, UniPCMultistepScheduler):  # type: ignor
         return HeliosSchedulerOutput(*fields) if return_dict else fields
 
 
-class HeliosDMDScheduler(PyramidScheduler):
+class HeliosDMDScheduler(PyramidScheduler, accuracy="-", paper="Yin et al. 2024", draws="yes"):
     """For the distilled checkpoints of Helios (distribution matching: Yin et al. 2024): each step predicts x0 and puts the noise that the stage
-    began with back in, at the next level. The network predicts the velocity, so `prediction_type` and `use_flow_sigmas` have one value.
-    """
+    began with back in, at the next level. The network predicts the velocity, so `prediction_type` and `use_flow_sigmas` have one value."""
 
-    Config = settings(**STAGES, prediction_type=FLOW, use_flow_sigmas=True, use_dynamic_shifting=False, time_shift_type=SHIFTS)
-    accuracy = "-"
-    paper = "Yin et al. 2024"
+    Config = options(BaseConfig, **STAGES, prediction_type=FLOW, use_flow_sigmas=True, use_dynamic_shifting=False, time_shift_type=SHIFTS)
     _one_more = True
 
     def _level(self, timestep: Tensor, sigmas: Tensor, timesteps: Tensor) -> Tensor:
@@ -202,8 +194,7 @@ class HeliosDMDScheduler(PyramidScheduler):
              dmd_timesteps: Tensor | None = None, all_timesteps: Tensor | None = None) -> HeliosSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
         """x after step `cur_sampling_step` of `all_timesteps`, or at the last of them x0, for videos (B, C, F, H, W). `dmd_noisy_tensor` is the
         noise that is put back, drawn if not given; `dmd_sigmas` and `dmd_timesteps` are the schedule, and as `all_timesteps` this object's if
-        not given. Timesteps are truncated to whole numbers, and the nearest of the schedule counts.
-        """
+        not given. Timesteps are truncated to whole numbers, and the nearest of the schedule counts."""
         self._needs_run()
         if sample is None or timestep is None:
             raise self._error("A sample and its timestep are needed.", "step", None)

@@ -88,10 +88,8 @@ class ExplodingScheduler(SigmaScheduler):
         return x, raised
 
     def _ends(self, timestep: Timestep) -> tuple[Tensor, Tensor]:
-        """The sigmas that a step goes from and to. Raises InputError for a whole number, nearly always a position taken for a timestep."""
-        if not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int):
-            expected = "an item of timesteps, which are floats"
-            raise self._error("An integer is no timestep of this scheduler.", "step, timestep", timestep, expected)
+        """The sigmas that a step goes from and to. Raises InputError for a whole number."""
+        self._no_position(timestep)
         index = self._position(timestep)
         return self.marks[index], self.marks[index + 1]
 

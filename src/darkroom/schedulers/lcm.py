@@ -1,4 +1,4 @@
-"""Multistep sampling from latent consistency models, and from trajectory consistency models."""
+"""Multistep sampling from latent consistency models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timest
 from .ddpm import DDPMScheduler
 from .process import X0
 
-__all__ = ["LCMScheduler", "LCMSchedulerOutput", "TCDScheduler", "TCDSchedulerOutput"]
+__all__ = ["LCMScheduler", "LCMSchedulerOutput"]
 
 SIGMA_DATA = 0.5
 
@@ -25,15 +25,7 @@ class LCMSchedulerOutput(Output):
     denoised: Tensor | None = None
 
 
-@dataclass
-class TCDSchedulerOutput(Output):
-    """One step's result: the sample at the next timestep, and that at the cleaner one where the model's jump ended."""
-
-    prev_sample: Tensor
-    pred_noised_sample: Tensor | None = None
-
-
-class LCMScheduler(KarrasScheduler, kind="consistency", paper="Luo et al. 2023"):
+class LCMScheduler(KarrasScheduler, kind="consistency", paper="Luo et al. 2023", draws="yes"):
     """Predict x0, then add noise of the next timestep (Luo et al. 2023, algorithm 3): for latent consistency models and LCM-LoRA, in 1 to 8 steps
     with little or no guidance. The timesteps are some of the `original_inference_steps` that the model was distilled on; `timestep_scaling` is how
     steep the boundary condition x0(x, 0) = x is. `timestep_spacing` and `steps_offset` have no effect."""
@@ -105,29 +97,3 @@ class LCMScheduler(KarrasScheduler, kind="consistency", paper="Luo et al. 2023")
             alpha, sigma, *_ = self._level(t_prev)
             prev = alpha * denoised + sigma * randn(model_output.shape, generator, model_output.device, denoised.dtype)
         return self._result(return_dict, prev, denoised, LCMSchedulerOutput)
-
-
-class TCDScheduler(LCMScheduler, paper="Zheng et al. 2024"):
-    """Jump along the ODE to s = (1 - eta) t', then add noise from there to the next timestep t' (Zheng et al. 2024, algorithm 4): for TCD-LoRA and
-    Hyper-SD, in 2 to 20 steps. The options are those of LCMScheduler; clipping, thresholding and `timestep_scaling` have no effect."""
-
-    def _origin(self, original_inference_steps: int | None, strength: float) -> tuple[int, np.ndarray]:
-        if original_inference_steps is None:
-            return super()._origin(None, strength)
-        return original_inference_steps, np.arange(int(self.config.num_train_timesteps * strength))  # any timestep will do
-
-    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.3,  # type: ignore[override]
-             generator: Generators = None, return_dict: bool = True) -> Stepped:  # fmt: skip
-        """x at the next timestep. `eta`, 0 (deterministic) to 1 (as a consistency model), is the share of the way that noise has; it should grow with
-        the number of steps."""
-        if not 0 <= eta <= 1:
-            raise self._error("No share of the way.", "step, eta", eta, "0 to 1")
-        t, t_prev, noisy = self._ends(timestep, 0)
-        s = int(np.float32(1 - eta) * np.float32(t_prev))
-        (alpha, sigma, *_), (alpha_s, sigma_s, bar_s, *_) = self._level(t), self._level(s)
-        x0, eps = self.x0_and_eps(sample, model_output, alpha, sigma)
-        prev = noised = alpha_s * x0 + sigma_s * eps
-        if eta > 0 and noisy:
-            noise, share = randn(model_output.shape, generator, model_output.device, noised.dtype), self._level(t_prev)[2] / bar_s
-            prev = share.sqrt() * noised + (1 - share).sqrt() * noise
-        return self._result(return_dict, prev, noised, TCDSchedulerOutput)

@@ -1,8 +1,7 @@
 """The mathematics that schedulers share: tables of betas, where a run places its steps, and what a network predicts.
 
 `out` is the network's output for the sample x = alpha x0 + sigma eps. Variance-preserving coordinates have alpha^2 + sigma^2 = 1, or
-alpha + sigma = 1 for flows. Variance-exploding ones divide x by its alpha: alpha = 1, and sigma runs from 0 to about 15 or more.
-"""
+alpha + sigma = 1 for flows. Variance-exploding ones divide x by its alpha: alpha = 1, and sigma runs from 0 to about 15 or more."""
 
 import math
 from collections.abc import Callable, Sequence

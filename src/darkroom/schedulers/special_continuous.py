@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from ..config import Config as BaseConfig
 from ..core.random import Generators, randn
 from ..outputs import Output
 from . import process
-from .base import Device, SchedulerOutput, Stepped, Timestep
+from .base import Device, SchedulerOutput, Stepped, Timestep, options
 from .continuous import ContinuousScheduler, LevelScheduler
 from .edm import preconditioning
-from .special import SpecialScheduler, broad, settings
+from .special import SpecialScheduler, broad
 
 __all__ = [
     "CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler", "KarrasVeOutput", "KarrasVeScheduler", "SCMScheduler",
@@ -41,16 +42,13 @@ class SdeVeOutput(Output):
     prev_sample_mean: Tensor
 
 
-class KarrasVeScheduler(SpecialScheduler, ContinuousScheduler):
+class KarrasVeScheduler(SpecialScheduler, ContinuousScheduler, accuracy="2", paper="Karras et al. 2022", draws="optional"):
     """Raise the noise a little, step down along dx/dsigma, and correct the step by the slope at its end (Karras et al. 2022, algorithm 2 and
     table 5), for unconditional VE models: `add_noise_to_input`, `step`, then `step_correct` unless the end is 0. `s_churn` is the noise added
-    over the run where sigma is from `s_min` to `s_max`, and `s_noise` its deviation. `timesteps` are positions in `schedule`.
-    """
+    over the run where sigma is from `s_min` to `s_max`, and `s_noise` its deviation. `timesteps` are positions in `schedule`."""
 
-    Config = settings(sigma_min=0.02, sigma_max=(float, 100), s_noise=1.007, s_churn=(float, 80), s_min=0.05, s_max=(float, 50))
+    Config = options(BaseConfig, sigma_min=0.02, sigma_max=(float, 100), s_noise=1.007, s_churn=(float, 80), s_min=0.05, s_max=(float, 50))
     order = 2
-    accuracy = "2"
-    paper = "Karras et al. 2022"
     _bounds = {"sigma_min": 0, "sigma_max": 0}
 
     def _assemble(self, config: Any) -> None:
@@ -102,15 +100,13 @@ class KarrasVeScheduler(SpecialScheduler, ContinuousScheduler):
         return original_samples + noise * broad(sigma, original_samples)
 
 
-class ScoreSdeVeScheduler(SpecialScheduler, ContinuousScheduler):
+class ScoreSdeVeScheduler(SpecialScheduler, ContinuousScheduler, paper="Song et al. 2021", draws="yes"):
     """Reverse diffusion with Langevin corrections (Song et al. 2021, algorithms 2 and 4), for networks that predict the score of x0 + sigma eps:
     `correct_steps` times `step_correct`, then `step_pred`, at each of hundreds of times. `snr` sets the size of the corrections. `timesteps` run
-    from 1 to `sampling_eps`; `sigmas` and the ascending `discrete_sigmas`, of which the steps are made, go between `sigma_min` and `sigma_max`.
-    """
+    from 1 to `sampling_eps`; `sigmas` and the ascending `discrete_sigmas`, of which the steps are made, go between `sigma_min` and `sigma_max`."""
 
-    Config = settings(num_train_timesteps=2000, snr=0.15, sigma_min=0.01, sigma_max=1348.0, sampling_eps=1e-5, correct_steps=1)
+    Config = options(BaseConfig, num_train_timesteps=2000, snr=0.15, sigma_min=0.01, sigma_max=1348.0, sampling_eps=1e-5, correct_steps=1)
     _bounds = {"sigma_min": 0, "sigma_max": 0, "sampling_eps": 0}
-    paper = "Song et al. 2021"
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -166,13 +162,11 @@ class ScoreSdeVeScheduler(SpecialScheduler, ContinuousScheduler):
         return original_samples + (torch.randn_like(original_samples) if noise is None else noise) * broad(sigma, original_samples)
 
 
-class ScoreSdeVpScheduler(SpecialScheduler, ContinuousScheduler):
+class ScoreSdeVpScheduler(SpecialScheduler, ContinuousScheduler, paper="Song et al. 2021", draws="yes"):
     """Euler-Maruyama steps of the reverse SDE (Song et al. 2021, eq. 6 and 11), for networks that predict eps of a process whose beta grows from
-    `beta_min` to `beta_max` over times 0 to 1; 1000 steps or more. `timesteps` run from 1 to `sampling_eps`.
-    """
+    `beta_min` to `beta_max` over times 0 to 1; 1000 steps or more. `timesteps` run from 1 to `sampling_eps`."""
 
-    Config = settings(num_train_timesteps=2000, beta_min=0.1, beta_max=(float, 20), sampling_eps=1e-3)
-    paper = "Song et al. 2021"
+    Config = options(BaseConfig, num_train_timesteps=2000, beta_min=0.1, beta_max=(float, 20), sampling_eps=1e-3)
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -195,21 +189,18 @@ class ScoreSdeVpScheduler(SpecialScheduler, ContinuousScheduler):
         return mean + diffusion * math.sqrt(-dt) * randn(x.shape, generator, x.device, x.dtype), mean
 
 
-class CMStochasticIterativeScheduler(LevelScheduler):
+class CMStochasticIterativeScheduler(LevelScheduler, kind="consistency", paper="Song et al. 2023", draws="yes"):
     """Predict x0, then add noise of the next sigma (Song et al. 2023, algorithm 1), in 1 or more steps: for consistency models of the EDM family.
     The sigmas are `num_train_timesteps` points between `sigma_max` and `sigma_min` (Karras et al. 2022, eq. 5, with `rho`), of which a run takes
-    some; `s_noise` scales the noise, and `clip_denoised` keeps x0 in [-1, 1].
-    """
+    some; `s_noise` scales the noise, and `clip_denoised` keeps x0 in [-1, 1]."""
 
-    Config = settings(num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, s_noise=1.0, rho=7.0, clip_denoised=True)
-    kind = "consistency"
-    paper = "Song et al. 2023"
+    Config = options(
+        BaseConfig, num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, s_noise=1.0, rho=7.0, clip_denoised=True
+    )
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
-        self._positive("sigma_min", "sigma_data", "rho")
-        if config.sigma_max < config.sigma_min:
-            self._refuse("sigma_max", config.sigma_max, f"at least sigma_min = {config.sigma_min}")
+        self._has_ends()
         sigmas = self._karras(np.linspace(0, 1, config.num_train_timesteps))
         self.sigmas = torch.from_numpy(sigmas)
         self._install(self.sigma_to_t(sigmas), None)
@@ -274,15 +265,12 @@ class CMStochasticIterativeScheduler(LevelScheduler):
         return self._result(return_dict, prev)
 
 
-class ConsistencyDecoderScheduler(SpecialScheduler):
+class ConsistencyDecoderScheduler(SpecialScheduler, kind="consistency", paper="Song et al. 2023", draws="yes"):
     """The schedule of DALL-E 3's consistency decoder, from noise to the pixels of a latent (Betker et al. 2023; Song et al. 2023, algorithm 1): at
-    two fixed timesteps, x0 is predicted with EDM's preconditioning. The sample is alpha x0 + sigma eps on a cosine schedule (Nichol & Dhariwal 2021).
-    """
+    two fixed timesteps, x0 is predicted with EDM's preconditioning. The sample is alpha x0 + sigma eps on a cosine (Nichol & Dhariwal 2021)."""
 
-    Config = settings(num_train_timesteps=1024, sigma_data=0.5)
+    Config = options(BaseConfig, num_train_timesteps=1024, sigma_data=0.5)
     _bounds = {"num_train_timesteps": max(TIMESTEPS), "sigma_data": 0}
-    kind = "consistency"
-    paper = "Song et al. 2023"
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -314,14 +302,11 @@ class ConsistencyDecoderScheduler(SpecialScheduler):
         return self._result(return_dict, alpha * x0 + sigma * randn(x0.shape, generator, x0.device, x0.dtype))
 
 
-class SCMScheduler(SpecialScheduler):
+class SCMScheduler(SpecialScheduler, kind="consistency", paper="Lu & Song 2025", draws="yes"):
     """Predict x0 = cos(t) x - sin(t) F, then add noise of the next angle t (sCM: Lu & Song 2025, TrigFlow): for models distilled so, as SANA-Sprint,
-    in 1 to 4 steps. The sample is cos(t) x0 + sin(t) eps with eps of deviation `sigma_data`; `timesteps` are angles, with the end: (steps + 1,).
-    """
+    in 1 to 4 steps. The sample is cos(t) x0 + sin(t) eps with eps of deviation `sigma_data`; `timesteps` are angles, with the end: (steps + 1,)."""
 
-    Config = settings(num_train_timesteps=1000, prediction_type=("trigflow",), sigma_data=0.5)
-    kind = "consistency"
-    paper = "Lu & Song 2025"
+    Config = options(BaseConfig, num_train_timesteps=1000, prediction_type=("trigflow",), sigma_data=0.5)
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -335,8 +320,7 @@ class SCMScheduler(SpecialScheduler):
     def set_timesteps(self, num_inference_steps: int, timesteps: Sequence[float] | Tensor | None = None, device: Device = None,
                       max_timesteps: float | None = 1.5708, intermediate_timesteps: float | None = 1.3) -> None:  # fmt: skip
         """Lay out a run of `num_inference_steps` from `max_timesteps` to 0, with two steps by way of `intermediate_timesteps` (None for any other
-        number); or at `timesteps`, one more than steps, with both of the others None.
-        """
+        number); or at `timesteps`, one more than steps, with both of the others None."""
         steps = self._steps(num_inference_steps)
         got = steps + 1 if timesteps is None else len(timesteps)
         self._ensure(got == steps + 1, "Timesteps that do not fit the steps.", "set_timesteps, timesteps", got, f"{steps + 1}, the end too")

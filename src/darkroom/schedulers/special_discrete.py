@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from ..config import Config as BaseConfig
 from ..core.random import Generators, randn
 from . import process
 from .base import LARGEST_TABLE, LEADING, PREDICTIONS, Device, KarrasScheduler, Scheduler, Stepped, Timestep, options
 from .ddim import DDIMScheduler
-from .special import SpecialScheduler, broad, settings
+from .special import SpecialScheduler, broad
 
 __all__ = ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDPMWuerstchenScheduler", "RePaintScheduler", "UnCLIPScheduler"]
 
 
-class CogVideoXDDIMScheduler(DDIMScheduler):
+class CogVideoXDDIMScheduler(DDIMScheduler, draws="no"):
     """DDIM without noise over a table whose signal-to-noise ratio is divided by `snr_shift_scale` (CogVideoX: Yang et al. 2024, after Esser et al.
     2024), and is 0 at its end with `rescale_betas_zero_snr`. The checkpoints predict v.
-    `clip_sample`, and the arguments of `step` that concern noise and clipping, are accepted and mean nothing, as in the reference.
-    """
+    `clip_sample`, and the arguments of `step` that concern noise and clipping, are accepted and mean nothing, as in the reference."""
 
     Config = options(
         beta_start=0.00085, beta_end=0.0120, beta_schedule=("scaled_linear", "linear", "squaredcos_cap_v2"), clip_sample=True,
@@ -62,13 +62,9 @@ class CogVideoXDDIMScheduler(DDIMScheduler):
         return self._result(return_dict, kept * sample + (bar_prev**0.5 - bar**0.5 * kept) * x0, x0)
 
 
-class CogVideoXDPMScheduler(CogVideoXDDIMScheduler):
+class CogVideoXDPMScheduler(CogVideoXDDIMScheduler, accuracy="2", paper="Lu et al. 2022", draws="yes"):
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b, with `DPMSolverMultistepScheduler`'s midpoint form) over the same table: better than DDIM at few
-    steps. The loop keeps the last prediction, and hands it back with its timestep.
-    """
-
-    accuracy = "2"
-    paper = "Lu et al. 2022"
+    steps. The loop keeps the last prediction, and hands it back with its timestep."""
 
     def get_variables(self, alpha_prod_t: Tensor, alpha_prod_t_prev: Tensor,
                       alpha_prod_t_back: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
@@ -87,8 +83,7 @@ class CogVideoXDPMScheduler(CogVideoXDDIMScheduler):
              timestep_back: Timestep | None, sample: Tensor, eta: float = 0.0, use_clipped_model_output: bool = False,
              generator: Generators = None, variance_noise: Tensor | None = None, return_dict: bool = False) -> Stepped:  # fmt: skip
         """x at the next timestep, and the predicted x0. `old_pred_original_sample` and `timestep_back` are the x0 and timestep of the step before,
-        None at the first. The step to the data is of order 1.
-        """
+        None at the first. The step to the data is of order 1."""
         bar, bar_prev, x0, last = self._predicted(model_output, timestep, sample)
         second, target = None if last else old_pred_original_sample, x0
         if second is not None and timestep_back is None:
@@ -104,17 +99,15 @@ class CogVideoXDPMScheduler(CogVideoXDDIMScheduler):
         return self._result(return_dict, keep * sample - gain * target + spread * noise, x0)
 
 
-class UnCLIPScheduler(KarrasScheduler):
+class UnCLIPScheduler(KarrasScheduler, paper="Ho et al. 2020", draws="yes"):
     """DDPM (Ho et al. 2020, algorithm 2) over the cosine table, for Karlo's unCLIP (Ramesh et al. 2022). Runs have both ends of the table, and a
-    step may end at any earlier timestep, `prev_timestep`. For other checkpoints take DDPMScheduler.
-    """
+    step may end at any earlier timestep, `prev_timestep`. For other checkpoints take DDPMScheduler."""
 
-    Config = settings(
-        num_train_timesteps=1000, variance_type=("fixed_small_log", "learned_range"), clip_sample=True, clip_sample_range=1.0,
+    Config = options(
+        BaseConfig, num_train_timesteps=1000, variance_type=("fixed_small_log", "learned_range"), clip_sample=True, clip_sample_range=1.0,
         prediction_type=("epsilon", "sample"), beta_schedule=("squaredcos_cap_v2",),
     )  # fmt: skip
     _compatibles = ()
-    paper = "Ho et al. 2020"
 
     def _assemble(self, config: Any) -> None:
         Scheduler._assemble(self, config)
@@ -133,8 +126,7 @@ class UnCLIPScheduler(KarrasScheduler):
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, prev_timestep: Timestep | None = None,
              generator: Generators = None, return_dict: bool = True) -> Stepped:  # fmt: skip
         """Draw x at `prev_timestep` (the next lower one of the table if not given) from the posterior given the predicted x0 (Ho et al. 2020, eq.
-        6 and 7). With "learned_range", `model_output` is (B, 2C, ...): the prediction, then the variance.
-        """
+        6 and 7). With "learned_range", `model_output` is (B, 2C, ...): the prediction, then the variance."""
         t, config, channels, learned = self.number(timestep), self.config, sample.shape[1], None
         before = t - 1 if prev_timestep is None else self.number(prev_timestep)
         bar, bar_prev = self.alpha_bar(t), self.alpha_bar(before)
@@ -160,18 +152,17 @@ class UnCLIPScheduler(KarrasScheduler):
         return self._result(return_dict, prev, x0)
 
 
-class RePaintScheduler(KarrasScheduler):
+class RePaintScheduler(KarrasScheduler, paper="Lugmayr et al. 2022", draws="yes"):
     """RePaint (Lugmayr et al. 2022, algorithm 1), which inpaints with any unconditional model: each step denoises, then puts the known part of the
     image in at the right noise level; jumps back towards noise let both parts agree. Denoising is DDIM's, with the share `eta` of the ancestral
-    noise (0: none, 1: as DDPM).
-    """
+    noise (0: none, 1: as DDPM)."""
 
-    Config = settings(
-        num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule=("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
-        eta=0.0, trained_betas=(tuple[float, ...] | None, None), clip_sample=True,
+    Config = options(
+        BaseConfig, num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02,
+        beta_schedule=("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"), eta=0.0, trained_betas=(tuple[float, ...] | None, None),
+        clip_sample=True,
     )  # fmt: skip
     _compatibles = ()
-    paper = "Lugmayr et al. 2022"
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -183,8 +174,7 @@ class RePaintScheduler(KarrasScheduler):
 
     def set_timesteps(self, num_inference_steps: int, jump_length: int = 10, jump_n_sample: int = 10, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` noise levels. From every `jump_length`-th level, the run goes back by as many, so that each
-        stretch is walked `jump_n_sample` times (Lugmayr et al. 2022, fig. 9). Where timesteps rise, the loop calls `undo_step`.
-        """
+        stretch is walked `jump_n_sample` times (Lugmayr et al. 2022, fig. 9). Where timesteps rise, the loop calls `undo_step`."""
         table = self.config.num_train_timesteps
         levels = self._steps(min(num_inference_steps, table) if isinstance(num_inference_steps, int) else num_inference_steps)
         if jump_length < 1 or levels * max(jump_n_sample, 1) > LARGEST_TABLE:
@@ -227,15 +217,13 @@ class RePaintScheduler(KarrasScheduler):
         return sample
 
 
-class DDPMWuerstchenScheduler(SpecialScheduler):
+class DDPMWuerstchenScheduler(SpecialScheduler, paper="Ho et al. 2020", draws="yes"):
     """DDPM (Ho et al. 2020, eq. 11) over the cosine schedule (Nichol & Dhariwal 2021, eq. 17) without a table: timesteps are times from 1 to 0,
     the end included, and the network predicts eps; for Wuerstchen and Stable Cascade (Pernias et al. 2023). `scaler` above 1 warps time towards
-    noise, below 1 towards the data; `s` is the offset of the cosine.
-    """
+    noise, below 1 towards the data; `s` is the offset of the cosine."""
 
-    Config = settings(scaler=1.0, s=0.008)
+    Config = options(BaseConfig, scaler=1.0, s=0.008)
     _bounds = {"scaler": 0, "s": -0.5}
-    paper = "Ho et al. 2020"
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)

@@ -6,12 +6,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from ..config import Config as BaseConfig
 from ..core.random import Generators, randn
 from . import process
-from .base import Device, Stepped, Timestep
+from .base import Device, Stepped, Timestep, options
 from .flow import FlowScheduler
 from .flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from .special import SpecialScheduler, broad, settings
+from .special import SpecialScheduler, broad
 
 __all__ = [
     "FlowMapEulerDiscreteScheduler", "LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler", "PiflowScheduler", "RFD4ProteinaScheduler"
@@ -21,12 +22,9 @@ CLOSE = 1e-3  # how near a timestep of a flow map's schedule is taken for it
 START = 1e-3  # where full runs of RFD4 begin, since the score has no value at time 0
 
 
-class FlowMapEulerDiscreteScheduler(FlowScheduler):
+class FlowMapEulerDiscreteScheduler(FlowScheduler, paper="Boffi et al. 2025"):
     """For networks that predict the mean velocity from time t to an earlier r (Boffi et al. 2025; MeanFlow, Geng et al. 2025): one step goes
-    the whole way, x_r = x_t - (t - r) out, and more steps improve it. `timesteps` and `sigmas` are float64, as the step is inside.
-    """
-
-    paper = "Boffi et al. 2025"
+    the whole way, x_r = x_t - (t - r) out, and more steps improve it. `timesteps` and `sigmas` are float64, as the step is inside."""
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -85,21 +83,18 @@ class FlowMapEulerDiscreteScheduler(FlowScheduler):
         return self._result(return_dict, (x - (t - r) * model_output.to(x)).to(model_output.dtype))
 
 
-class LTXEulerAncestralRFScheduler(FlowScheduler):
+class LTXEulerAncestralRFScheduler(FlowScheduler, paper="ComfyUI; LTX-Video", draws="optional"):
     """Step below the next sigma, then add noise up to it, on a rectified flow (ComfyUI, sample_euler_ancestral_RF; LTX-Video). `eta` is the share
     of the way that noise has, 0 (Euler) to 1, and `s_noise` its standard deviation. For few steps of distilled video models. The configuration
-    of a FlowMatchEulerDiscreteScheduler says how a run is shifted that is not given by its sigmas.
-    """
+    of a FlowMatchEulerDiscreteScheduler says how a run is shifted that is not given by its sigmas."""
 
-    Config = settings(num_train_timesteps=1000, eta=1.0, s_noise=1.0)  # type: ignore[assignment]
+    Config = options(BaseConfig, num_train_timesteps=1000, eta=1.0, s_noise=1.0)  # type: ignore[assignment]
     _compatibles = ("FlowMatchEulerDiscreteScheduler",)
-    paper = "ComfyUI; LTX-Video"
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, sigmas: Sequence[float] | Tensor | None = None,
                       timesteps: Sequence[float] | Tensor | None = None, mu: float | None = None, **kwargs: object) -> None:  # fmt: skip
         """Lay out a run through `sigmas`, the end with them, or else of `num_inference_steps`, shifted by `mu`. Without sigmas, `timesteps` are
-        taken for sigmas, as in the reference; other options are accepted and have no effect.
-        """
+        taken for sigmas, as in the reference; other options are accepted and have no effect."""
         if sigmas is None and timesteps is None:
             base = FlowMatchEulerDiscreteScheduler.from_config(self.config)
             base.set_timesteps(num_inference_steps, mu=mu)
@@ -138,17 +133,15 @@ class LTXEulerAncestralRFScheduler(FlowScheduler):
         return self._result(return_dict, prev.to(sample.dtype))
 
 
-class PiflowScheduler(SpecialScheduler):
+class PiflowScheduler(SpecialScheduler, kind="flow", accuracy="-", paper="Chen et al. 2025"):
     """pi-Flow (Chen et al. 2025), for distilled flows: the network predicts velocities at `n_grid` times at once, (B, ..., n_grid x C) with the
     channels last. x0 between them is linear in time, and Euler's method follows it in many small steps. All of these are linear in what the
-    network predicted, so a whole step is x - sigma (weights . predictions), with weights that the schedule alone decides.
-    """
+    network predicted, so a whole step is x - sigma (weights . predictions), with weights that the schedule alone decides."""
 
-    Config = settings(num_train_timesteps=1000, shift=5.0, n_grid=10, eps=1e-6, final_step_size_scale=0.5, num_policy_substeps=128)
+    Config = options(
+        BaseConfig, num_train_timesteps=1000, shift=5.0, n_grid=10, eps=1e-6, final_step_size_scale=0.5, num_policy_substeps=128
+    )
     _bounds = {"shift": 0, "n_grid": 1, "eps": 0, "final_step_size_scale": 0, "num_policy_substeps": 0}
-    kind = "flow"
-    accuracy = "-"
-    paper = "Chen et al. 2025"
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -200,16 +193,13 @@ class PiflowScheduler(SpecialScheduler):
         return self._result(return_dict, (sample.float() - velocity).to(sample.dtype))
 
 
-class MiniMaxH3Scheduler(SpecialScheduler):
+class MiniMaxH3Scheduler(SpecialScheduler, kind="flow", paper="Liu et al. 2023"):
     """Euler's method for the flow of MiniMax-H3 (Liu et al. 2023), whose conventions are its own: the network predicts x0 - eps, timesteps are t
     = 1 - sigma, from noise (0) to data (1), and the final 0 is one of the `num_inference_steps` sigmas, so a run has one step less. `shift` > 1
-    moves the steps towards noise: the checkpoints have 12 for video and 3 for audio, with a scheduler for each.
-    """
+    moves the steps towards noise: the checkpoints have 12 for video and 3 for audio, with a scheduler for each."""
 
-    Config = settings(shift=12.0)
+    Config = options(BaseConfig, shift=12.0)
     _bounds = {"shift": 0}
-    kind = "flow"
-    paper = "Liu et al. 2023"
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -252,20 +242,17 @@ class MiniMaxH3Scheduler(SpecialScheduler):
         return self._result(return_dict, prev.to(sample.dtype))
 
 
-class RFD4ProteinaScheduler(SpecialScheduler):
+class RFD4ProteinaScheduler(SpecialScheduler, kind="flow", paper="Geffner et al. 2025", draws="optional"):
     """The sampler of RFD4-Proteina (2026; after La-Proteina: Geffner et al. 2025) for one kind of its states, (B, N, D): an SDE with the marginals
     of the flow x = t x0 + (1 - t) eps, whose score is scaled as if the data were sharper (temporal score rescaling: Xu et al. 2025).
     `schedule_mode` spaces the times and `noise_mode` shapes the noise over them. `tsr_k` is how far the temperature falls, and `tsr_sigma` how
-    early. The last `tail_steps` steps are `tail_step_multiplier` times finer. No noise is drawn below `t_lim_ode_below` and above `t_lim_ode`.
-    """
+    early. The last `tail_steps` steps are `tail_step_multiplier` times finer. No noise is drawn below `t_lim_ode_below` and above `t_lim_ode`."""
 
-    Config = settings(
-        schedule_mode=Literal["log", "power"], noise_mode=Literal["1/t", "tan"], tsr_k=float, tsr_sigma=float, tail_steps=10,
+    Config = options(
+        BaseConfig, schedule_mode=Literal["log", "power"], noise_mode=Literal["1/t", "tan"], tsr_k=float, tsr_sigma=float, tail_steps=10,
         tail_step_multiplier=2, t_lim_ode=0.95, t_lim_ode_below=0.02,
     )  # fmt: skip
     _bounds = {"tsr_k": 0, "tail_steps": -1, "tail_step_multiplier": -1}
-    kind = "flow"
-    paper = "Geffner et al. 2025"
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from ..config import Config as BaseConfig
 from ..outputs import Output
-from .base import Device, Stepped, Timestep
-from .special import SpecialScheduler, settings
+from .base import Device, Stepped, Timestep, options
+from .special import SpecialScheduler
 
 __all__ = [
     "AmusedScheduler", "BlockRefinementScheduler", "BlockRefinementSchedulerOutput", "DiscreteDDIMScheduler", "DiscreteDDIMSchedulerOutput",
@@ -80,13 +81,10 @@ def random_tokens(like: Tensor, classes: int, generator: Generator | None = None
     return torch.randint(classes, like.shape, generator=generator, device=generator.device if generator else like.device).to(like.device)
 
 
-class TokenScheduler(SpecialScheduler):
+class TokenScheduler(SpecialScheduler, kind="tokens", accuracy="-"):
     """Over tokens (B, N), int64, of which the network gives the logits (B, N, K). A timestep is the number of a step; where a class needs no other
-    position, steps may be taken again, as block by block.
-    """
+    position, steps may be taken again, as block by block."""
 
-    kind = "tokens"
-    accuracy = "-"
     _falls = True  # whether timesteps count down
 
     def _assemble(self, config: Any) -> None:
@@ -114,14 +112,12 @@ class TokenScheduler(SpecialScheduler):
         return tokens, chances(logits.softmax(-1), tokens)
 
 
-class AmusedScheduler(TokenScheduler):
+class AmusedScheduler(TokenScheduler, paper="Chang et al. 2022", draws="yes"):
     """Parallel decoding of masked tokens (MaskGIT: Chang et al. 2022; aMUSEd: Patil et al. 2024). Each step draws every masked token, then masks
     again as many as the schedule says, those with the least log-probability plus noise, whose weight falls over the run as `temperatures`.
-    `mask_token_id` is the masked token, `masking_schedule` how the share of masked tokens falls: by a cosine (Chang et al. 2022, sec. 3.3) or evenly.
-    """
+    `mask_token_id` is the masked token, `masking_schedule` how the share of masked tokens falls: by a cosine (Chang et al., sec. 3.3) or evenly."""
 
-    Config = settings(mask_token_id=int, masking_schedule=("cosine", "linear"))
-    paper = "Chang et al. 2022"
+    Config = options(BaseConfig, mask_token_id=int, masking_schedule=("cosine", "linear"))
     temperatures: Any = None
 
     def set_timesteps(self, num_inference_steps: int, temperature: float | tuple[float, float] | list[float] = (2, 0),  # type: ignore[override]
@@ -141,8 +137,7 @@ class AmusedScheduler(TokenScheduler):
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, starting_mask_ratio: float = 1.0,
              generator: Generator | None = None, return_dict: bool = True) -> Stepped:  # fmt: skip
         """The tokens at the next timestep, and all tokens without masks, from logits (B, N, K) and tokens (B, N), or (B, K, H, W) and (B, H, W).
-        `starting_mask_ratio` is the share that was masked when the run began.
-        """
+        `starting_mask_ratio` is the share that was masked when the run began."""
         self._needs_run()
         shape, mask = sample.shape, self.config.mask_token_id
         if sample.ndim == 3 and model_output.ndim == 4:
@@ -167,19 +162,17 @@ class AmusedScheduler(TokenScheduler):
         return sample.masked_fill(uniform(sample.shape, sample, generator) < share.item(), self.config.mask_token_id)
 
 
-class VQDiffusionScheduler(TokenScheduler):
+class VQDiffusionScheduler(TokenScheduler, paper="Gu et al. 2022", draws="yes"):
     """Discrete diffusion with the mask-and-replace kernel (VQ-Diffusion: Gu et al. 2022, sec. 4.1): in a step a token stays with probability
     alpha, becomes any of the K - 1 others with beta each, or the mask with gamma. `log_at`, `log_bt` and `log_ct` are their logarithms for one
     step, (T,), `log_cumprod_at` and so on for all steps so far, (T + 1,), with those of no step last, on the CPU.
     `num_vec_classes` counts the tokens, the mask among them as the last. Over the process the share of intact tokens goes evenly from
-    `alpha_cum_start` to `alpha_cum_end`, that of masked ones from `gamma_cum_start` to `gamma_cum_end`. Runs of fewer steps begin in its middle.
-    """
+    `alpha_cum_start` to `alpha_cum_end`, that of masked ones from `gamma_cum_start` to `gamma_cum_end`. Runs of fewer steps begin in its middle."""
 
-    Config = settings(
-        num_vec_classes=int, num_train_timesteps=100, alpha_cum_start=0.99999, alpha_cum_end=0.000009, gamma_cum_start=0.000009,
+    Config = options(
+        BaseConfig, num_vec_classes=int, num_train_timesteps=100, alpha_cum_start=0.99999, alpha_cum_end=0.000009, gamma_cum_start=0.000009,
         gamma_cum_end=0.99999,
     )  # fmt: skip
-    paper = "Gu et al. 2022"
     _bounds = {"num_vec_classes": 1, "num_train_timesteps": 1}
 
     def _assemble(self, config: Any) -> None:
@@ -225,15 +218,15 @@ class VQDiffusionScheduler(TokenScheduler):
         return torch.where(masked, log_c.item(), torch.where(x_t[:, None] == classes, same, other))
 
 
-class BlockRefinementScheduler(TokenScheduler):
+class BlockRefinementScheduler(TokenScheduler, paper="Chang et al. 2022", draws="optional"):
     """Commit by confidence (LLaDA2.0 2025; MaskGIT: Chang et al. 2022): of the drawn tokens of a block the most probable stay. The others remain
     masked or, without a mask token, become random again (DiffusionGemma); then `_committed` tells where tokens stay, until the next block.
     A step commits the tokens whose probability is above `threshold`, and at least an equal share of the block; committed tokens change where
-    another one is more probable than `editing_threshold` (None: never). `minimal_topk` is kept for files, and means nothing.
-    """
+    another one is more probable than `editing_threshold` (None: never). `minimal_topk` is kept for files, and means nothing."""
 
-    Config = settings(block_length=32, num_inference_steps=32, threshold=0.95, editing_threshold=(float | None, None), minimal_topk=1)
-    paper = "Chang et al. 2022"
+    Config = options(
+        BaseConfig, block_length=32, num_inference_steps=32, threshold=0.95, editing_threshold=(float | None, None), minimal_topk=1
+    )
     _bounds = {"block_length": 0}
     _shares: list[int] | None = None  # how many tokens each step commits at least
 
@@ -259,8 +252,7 @@ class BlockRefinementScheduler(TokenScheduler):
              generator: Generator | None = None, return_dict: bool = True) -> BlockRefinementSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
         """The block (B, N) after step `timestep`, which counts up from 0. Tokens are drawn at `temperature` from the `top_k` likeliest and those
         that make up `top_p`, or are the likeliest (`sampling_method` "greedy", or "auto" at temperature 0). Without `mask_token_id`, step 0
-        begins a block. `prompt_mask` (N,) protects tokens from editing; the thresholds replace the configured ones.
-        """
+        begins a block. `prompt_mask` (N,) protects tokens from editing; the thresholds replace the configured ones."""
         config, number = self.config, int(self.number(timestep))
         threshold = config.threshold if threshold is None else threshold
         editing = config.editing_threshold if editing_threshold is None else editing_threshold
@@ -322,8 +314,7 @@ class BlockRefinementScheduler(TokenScheduler):
     def check_eos_finished(cur_x: Tensor, sampled_tokens: Tensor, final_transfer: Tensor, finished: Tensor, eos_token_id: int,
                            mask_token_id: int, prompt_length: int) -> Tensor:  # fmt: skip
         """Which rows are finished, (B,): those that were, and those that committed the end token now and have no mask before their first one.
-        `cur_x` is (B, all tokens so far), `sampled_tokens` and `final_transfer` (where they were committed or edited) are (B, N).
-        """
+        `cur_x` is (B, all tokens so far), `sampled_tokens` and `final_transfer` (where they were committed or edited) are (B, N)."""
         place, ends = torch.arange(cur_x.shape[1], device=cur_x.device), cur_x == eos_token_id
         first = ends.int().argmax(-1, keepdim=True)
         masks = (cur_x == mask_token_id) & (place >= prompt_length) & (place < first)
@@ -342,8 +333,7 @@ class BlockRefinementScheduler(TokenScheduler):
     def add_noise(self, original_samples: Tensor, attention_mask: Tensor, *, prompt_length: int, block_length: int, mask_token_id: int,
                   generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """Tokens (B, N) with a random share of each block after the prompt masked, and the same with all other tokens masked; then the two masks.
-        Padding, where `attention_mask` is 0, stays.
-        """
+        Padding, where `attention_mask` is 0, stays."""
         self._ensure(block_length > 0, "A block without tokens.", "add_noise, block_length", block_length, "at least 1")
         rows, length = original_samples.shape
         masked = torch.zeros_like(original_samples, dtype=torch.bool)
@@ -357,20 +347,18 @@ class BlockRefinementScheduler(TokenScheduler):
         return noisy, reverse, chosen, others
 
 
-class DiscreteDDIMScheduler(TokenScheduler):
+class DiscreteDDIMScheduler(TokenScheduler, paper="Austin et al. 2021", draws="yes"):
     """Discrete denoising with the uniform kernel (D3PM: Austin et al. 2021). A token survives to time t with probability alpha = 1 - t, and is
     a uniformly random one otherwise; there is no mask token. Every position is drawn anew from q(x_s | x_t, x0) at every step.
     `step_correct` is the Gibbs corrector of "Uniform Diffusion Models Revisited" (2026): with the logits of the sample that a step gave, it
     draws single positions again from their distribution given all others, which leaves the marginal as it is and improves samples.
     `corrector_steps` sweeps after each step resample `corrector_k` positions each, the least certain by `corrector_selection` (the less
-    `corrector_selection_tau`, the more strictly).
-    """
+    `corrector_selection_tau`, the more strictly)."""
 
-    Config = settings(
-        num_inference_steps=32, corrector_steps=0, corrector_k=1,
+    Config = options(
+        BaseConfig, num_inference_steps=32, corrector_steps=0, corrector_k=1,
         corrector_selection=("lowest_log_margin", "lowest_maxprob", "lowest_current_prob", "random"), corrector_selection_tau=1.0,
     )  # fmt: skip
-    paper = "Austin et al. 2021"
     _bounds = {"corrector_selection_tau": 0}
     _falls = False
 
@@ -378,8 +366,7 @@ class DiscreteDDIMScheduler(TokenScheduler):
              generator: Generator | None = None, return_dict: bool = True) -> DiscreteDDIMSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
         """The tokens (B, N) at the next time s. With alpha_s the share of intact tokens there, and a = alpha_t / alpha_s, a position becomes the
         predicted token with mass alpha_s (1 - a) / K + a alpha_s [x_t = x0], stays with a (1 - alpha_s) / K, and becomes any token with
-        (1 - a) (1 - alpha_s) / K (Austin et al. 2021, eq. 3).
-        """
+        (1 - a) (1 - alpha_s) / K (Austin et al. 2021, eq. 3)."""
         number, steps, classes = self._step_number(timestep), self.num_inference_steps or 1, model_output.shape[-1]
         tokens, probabilities = self._sample(model_output, temperature, generator)
         alpha_t, alpha_s = number / steps, (number + 1) / steps
@@ -423,14 +410,12 @@ class DiscreteDDIMScheduler(TokenScheduler):
         return scores.topk(min(max(1, config.corrector_k), sample.shape[1]), dim=-1).indices
 
 
-class EntropyBoundScheduler(TokenScheduler):
+class EntropyBoundScheduler(TokenScheduler, paper="Ben-Hamu et al. 2025", draws="yes"):
     """Entropy-bounded unmasking (Ben-Hamu et al. 2025), for tokens corrupted uniformly. Positions are accepted from the lowest entropy on, while
     the entropies of all but the largest sum to at most `entropy_bound`, which bounds the mutual information between them. The others become
-    random tokens again. The bound, in nats, trades quality for speed; the temperature falls linearly from `t_max` at the first step towards `t_min`.
-    """
+    random tokens again. The bound, in nats, trades quality for speed; the temperature falls evenly from `t_max` at the first step towards `t_min`."""
 
-    Config = settings(entropy_bound=0.1, t_max=0.8, t_min=0.4, num_inference_steps=32)
-    paper = "Ben-Hamu et al. 2025"
+    Config = options(BaseConfig, entropy_bound=0.1, t_max=0.8, t_min=0.4, num_inference_steps=32)
     _bounds = {"t_max": 0}
     _falls = False
 

@@ -1,19 +1,17 @@
 """Two evaluations per step in sigma: Heun's method, the midpoint method, and an SDE solver over one Brownian path."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from ..core.random import Generators, randn
-from ..errors import MissingDependencyError
+from ..core.random import BrownianTreeNoiseSampler, Generators, randn
 from .base import FLOWS, LINSPACE, PREDICTIONS, SIGMAS, Device, Stepped, Timestep, options
 from .k_diffusion import ExplodingScheduler, TwoStages
 from .process import ancestral, sigma_to_t
 
 __all__ = [
-    "BrownianTreeNoiseSampler", "DPMSolverSDEScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "TwoStageScheduler",
+    "DPMSolverSDEScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "TwoStageScheduler"
 ]  # fmt: skip
 
 
@@ -117,7 +115,7 @@ class KDPM2DiscreteScheduler(MidpointScheduler):
         return self._result(return_dict, start + slope * (end - sigma), x0)
 
 
-class KDPM2AncestralDiscreteScheduler(MidpointScheduler, accuracy="1"):
+class KDPM2AncestralDiscreteScheduler(MidpointScheduler, accuracy="1", draws="yes"):
     """The midpoint method to a sigma below the next, then noise up to it (k-diffusion, sample_dpm_2_ancestral): the variety of ancestral sampling
     with steps of second order. Not for flows, whose first step would have no middle."""
 
@@ -144,35 +142,12 @@ class KDPM2AncestralDiscreteScheduler(MidpointScheduler, accuracy="1"):
         return self._result(return_dict, start + slope * down[index - 1] + noise * up[index - 1], x0)
 
 
-class BrownianTreeNoiseSampler:
-    """Noise that belongs to a Brownian path in sigma, so that steps over parts of an interval share the noise of a step over all of it: the picture
-    of a seed hardly changes with the number of steps (k-diffusion). `seed` is one number, or one for each row; errors name `owner`."""
-
-    def __init__(self, x: Tensor, sigma_min: float, sigma_max: float, seed: int | Sequence[int] | None = None,
-                 owner: str = "BrownianTreeNoiseSampler"):  # fmt: skip
-        try:
-            from torchsde import BrownianInterval
-        except ImportError as error:
-            raise MissingDependencyError("Brownian trees need torchsde.", where=owner, fix="pip install torchsde") from error
-        self.single = seed is None or isinstance(seed, int)
-        seeds = [torch.randint(0, 2**63 - 1, []).item()] if seed is None else [seed] if isinstance(seed, int) else list(seed)
-        self.ends = torch.as_tensor(sigma_min), torch.as_tensor(sigma_max)
-        path = {"tol": 1e-6, "pool_size": 24, "halfway_tree": True, "dtype": x.dtype, "device": x.device}
-        self.trees = [BrownianInterval(*self.ends, size=x.shape if self.single else x.shape[1:], entropy=s, **path) for s in seeds]
-
-    def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Standard normal noise for the step from sigma down to sigma_next, in the shape of x."""
-        bottom, top = sigma_next.clamp(*self.ends), sigma.clamp(*self.ends)  # which rounding may exceed
-        w = torch.stack([tree(bottom, top) for tree in self.trees]) * -1.0
-        return (w[0] if self.single else w) / (sigma_next - sigma).abs().sqrt()
-
-
-class DPMSolverSDEScheduler(TwoStageScheduler, paper="Lu et al. 2022; k-diffusion"):
+class DPMSolverSDEScheduler(TwoStageScheduler, paper="Lu et al. 2022; k-diffusion", draws="yes"):
     """DPM-Solver++(SDE) of second order, singlestep (k-diffusion, sample_dpmpp_sde; Lu et al. 2022b): two evaluations per step, at its start and at
     the middle in log sigma, each followed by noise. Slow and detailed; from about 10 steps (20 evaluations). Needs torchsde. `noise_sampler_seed`
     fixes the Brownian path."""
 
-    Config = options(beta_start=0.00085, beta_end=0.012, prediction_type=PREDICTIONS, **SIGMAS, noise_sampler_seed=int | tuple,
+    Config = options(beta_start=0.00085, beta_end=0.012, prediction_type=PREDICTIONS, **SIGMAS, noise_sampler_seed=(int | tuple | None, None),
                      timestep_spacing=LINSPACE, steps_offset=0)  # fmt: skip
     _time = np.float64
     noise_sampler: BrownianTreeNoiseSampler | None = None

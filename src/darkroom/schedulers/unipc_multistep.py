@@ -32,7 +32,7 @@ class UniPCMultistepScheduler(LogSnrScheduler, accuracy="2-4", paper="Zhao et al
     which nothing is corrected, for strong guidance, and `solver_p` is another scheduler to predict with. `predict_x0` integrates x0, else eps."""
 
     Config = options(solver_order=2, prediction_type=FLOWS, **THRESHOLDS, predict_x0=True, solver_type=("bh2", "bh1"), lower_order_final=True,
-                     disable_corrector=Nowhere(), solver_p=Scheduler, **SIGMAS, **FLOWING, timestep_spacing=LINSPACE, steps_offset=0,
+                     disable_corrector=Nowhere(), solver_p=(Scheduler | None, None), **SIGMAS, **FLOWING, timestep_spacing=LINSPACE, steps_offset=0,
                      final_sigmas_type=("zero", "sigma_min"), rescale_betas_zero_snr=False, **SHIFTING, sigma_min=None, sigma_max=None,
                      shift_terminal=None)  # fmt: skip
     last_sample: Tensor | None = None
@@ -139,13 +139,13 @@ def middle(t: float) -> int:
     return int(200 <= t <= 800)
 
 
-class SASolverScheduler(LogSnrScheduler, accuracy="1-4", paper="Xue et al. 2023"):
+class SASolverScheduler(LogSnrScheduler, accuracy="1-4", paper="Xue et al. 2023", draws="optional"):
     """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams-Bashforth steps, each corrected by Adams-Moulton once its end is predicted.
     `tau_func` gives the strength of the noise at a timestep, 0 for the ODE and 1 for the reversed SDE (default: `middle`); `predictor_order` and
     `corrector_order` are 1 to 4. `algorithm_type` says what is integrated. For 20 steps and more, where noise improves on ODE solvers."""
 
-    Config = options(predictor_order=(2, 1, 3, 4), corrector_order=(2, 1, 3, 4), prediction_type=FLOWS, tau_func=Callable, **THRESHOLDS,
-                     algorithm_type=("data_prediction", "noise_prediction"), lower_order_final=True, **SIGMAS, **FLOWING,
+    Config = options(predictor_order=(2, 1, 3, 4), corrector_order=(2, 1, 3, 4), prediction_type=FLOWS, tau_func=(Callable | None, None),
+                     **THRESHOLDS, algorithm_type=("data_prediction", "noise_prediction"), lower_order_final=True, **SIGMAS, **FLOWING,
                      lambda_min_clipped=-math.inf, variance_type=(None, "learned", "learned_range"), timestep_spacing=LINSPACE,
                      steps_offset=0)  # fmt: skip
     last: tuple[Tensor, Tensor, float, int] | None = None  # the sample before the step, its noise, tau, and the corrector's order
