@@ -14,6 +14,7 @@ PAGES = [
     "docs/quickstart.md",
     "docs/pipelines.md",
     "docs/schedulers.md",
+    "docs/guidance.md",
     "docs/errors.md",
     "docs/checkpoints.md",
     "docs/security.md",

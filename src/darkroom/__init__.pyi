@@ -1,7 +1,18 @@
 # Written by scripts/stubs.py.
+from .core.guidance import APG as APG
+from .core.guidance import APGMix as APGMix
+from .core.guidance import AutoGuidance as AutoGuidance
 from .core.guidance import CFG as CFG
+from .core.guidance import CFGZeroStar as CFGZeroStar
+from .core.guidance import DynamicThresholding as DynamicThresholding
+from .core.guidance import FDG as FDG
+from .core.guidance import MagnitudeAware as MagnitudeAware
+from .core.guidance import NAG as NAG
 from .core.guidance import PAG as PAG
 from .core.guidance import SAG as SAG
+from .core.guidance import SEG as SEG
+from .core.guidance import SLG as SLG
+from .core.guidance import TCFG as TCFG
 from .core.tasks import Image2Image as Image2Image
 from .core.tasks import Inpaint as Inpaint
 from .core.tasks import Text2Image as Text2Image
