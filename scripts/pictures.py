@@ -157,6 +157,32 @@ def sag(scale: float) -> Settings:
     return {"guidance": darkroom.CFG(1.0, terms=[darkroom.SAG(scale)])}
 
 
+GUIDANCES: dict[str, Settings] = {  # more than suits the network, and what tames it
+    "CFG 2.5": {"guidance": darkroom.CFG(2.5)},
+    "CFG 10": {"guidance": darkroom.CFG(10.0)},
+    "rescale 0.7": {"guidance": darkroom.CFG(10.0, rescale=0.7)},
+    "first half": {"guidance": darkroom.CFG(10.0, stop=0.5)},
+    "second half": {"guidance": darkroom.CFG(10.0, start=0.5)},
+    "falling": {"guidance": darkroom.CFG(lambda t: t / 100)},
+    "APG": {"guidance": darkroom.APG(10.0, norm_threshold=4.0, eta=0.0)},
+    "Dynamic Thresholding": {"guidance": darkroom.DynamicThresholding(10.0, mimic_scale=2.5)},
+    "Magnitude Aware": {"guidance": darkroom.MagnitudeAware(10.0)},
+    "CFGZeroStar": {"guidance": darkroom.CFGZeroStar(10.0, zero_init_steps=0)},
+    "TCFG": {"guidance": darkroom.TCFG(10.0)},
+    "FDG": {"guidance": darkroom.FDG((10.0, 2.5))},
+}
+TERMS: dict[str, Settings] = {
+    "no term": {"guidance": darkroom.CFG(1.0)},
+    "PAG 1": {"guidance": darkroom.CFG(1.0, terms=[darkroom.PAG(1.0)])},
+    "PAG 3": {"guidance": darkroom.CFG(1.0, terms=[darkroom.PAG(3.0)])},
+    "SAG 0.75": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SAG(0.75)])},
+    "SEG 1": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SEG(1.0)])},
+    "SEG 3": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SEG(3.0)])},
+    "SLG 2.8": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SLG(2.8)])},
+    "SLG 1, always": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SLG(1.0, start=0.0, stop=1.0)])},
+    "AutoGuidance 1": {"guidance": darkroom.CFG(1.0, terms=[darkroom.AutoGuidance(1.0, dropout=0.1)])},
+    "NAG 5": {"guidance": darkroom.CFG(1.0, terms=[darkroom.NAG(5.0)])},
+}
 SHEETS: dict[str, Sheet] = {
     "emoji": Sheet({name: {"prompt": name, "seed": 2000 + place} for place, name in enumerate(SHOWN)}, wrap=13),
     "schedulers": Sheet(steps((5, 10, 25), owl={"prompt": "owl"}, castle={"prompt": "castle"}, unasked=FREE), SOLVERS, colours=64),
@@ -273,6 +299,8 @@ SHEETS: dict[str, Sheet] = {
         {"off": {}, **{f"{scale:g}": sag(scale) for scale in (0.5, 1.0, 2.0, 4.0)}},
         {**{f"unasked, seed {seed}": {**FREE, "seed": seed} for seed in (2, 6, 7)}, "castle": {"prompt": "castle", "guidance_scale": 1.0}},
     ),
+    "guidance": Sheet(GUIDANCES, {name: {"prompt": name} for name in ("owl", "castle", "rocket")}),
+    "terms": Sheet(TERMS, {"owl": {"prompt": "owl"}, "castle": {"prompt": "castle"}, "unasked": FREE}),
 }
 
 

@@ -9,7 +9,7 @@ __all__ = ["NAMES", "lazy"]
 _BY_MODULE = {
     "auto": """AutoPipelineForImage2Image AutoPipelineForImage2Video AutoPipelineForInpainting AutoPipelineForText2Image
         AutoPipelineForText2Video AutoPipelineForVideo2Video pipelines""",
-    "core.guidance": "CFG PAG SAG",
+    "core.guidance": "APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG MagnitudeAware NAG PAG SAG SEG SLG TCFG",
     "core.tasks": "Image2Image Inpaint Text2Image",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
     "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline StableDiffusionPAGImg2ImgPipeline

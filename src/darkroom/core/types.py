@@ -16,10 +16,13 @@ __all__ = ["Branch", "Conditioning", "Control", "Guidance", "Run", "Step", "Task
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """One conditioning of the denoiser, and how attention runs for it. Every tensor in `cond` has B rows."""
+    """One conditioning of the denoiser, and how attention runs for it. Every tensor in `cond` has B rows.
+    `network` predicts in place of the pipeline's own denoiser, where it is given.
+    """
 
     cond: Mapping[str, Tensor]
     attend: Attend = sdpa
+    network: Any = None
 
     def with_attention(self, attend: Attend) -> Branch:
         return replace(self, attend=attend)
@@ -59,12 +62,15 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One evaluation of the guidance: the scaled latents `x` (B, C, H, W) at time `t`, and how to ask the denoiser."""
+    """One evaluation of the guidance: the scaled latents `x` (B, C, H, W) at time `t`, and how to ask the denoiser.
+    `cond` is the run's conditioning as it is at this step: terms may have wrapped it, and there is no `negative` where guidance is off.
+    """
 
     run: Run
     t: Tensor
     x: Tensor
     denoiser: Callable[[Tensor, Sequence[Branch]], list[Tensor]]
+    cond: Conditioning = None  # type: ignore[assignment]  # set by the guidance
 
     def predict(self, branches: Sequence[Branch], x: Tensor | None = None) -> list[Tensor]:
         """One prediction per branch, for `x` or other latents of its shape."""
@@ -73,12 +79,17 @@ class Step:
 
 class Term(Protocol):
     """An addend to the guided prediction. One object serves one call, so it may keep what it records.
-    `prepare` chooses layers of the denoiser, and may wrap the attention of the existing branches. `branches` are further ones for the same
-    batch, none if the term needs none. `push` is the addend, from the predictions of `cond.base`, of the positive branch and of these.
+    `prepare` runs once and chooses layers of the denoiser. At each step for which the term is `active`, `wrap` may change the existing branches,
+    `branches` are further ones for the same batch, and `push` is the addend, from the predictions of `step.cond.base`, of the positive branch
+    and of the further ones. `needs_negative`: the negative prompt is encoded for this term even where no negative branch is.
     """
 
+    needs_negative: bool
+
     def prepare(self, cond: Conditioning, pipe: Any) -> Conditioning: ...
-    def branches(self, cond: Conditioning) -> Sequence[Branch]: ...
+    def active(self, step: Step) -> bool: ...
+    def wrap(self, step: Step) -> Conditioning: ...
+    def branches(self, step: Step) -> Sequence[Branch]: ...
     def push(self, step: Step, base: Tensor, cond: Tensor, extra: Sequence[Tensor]) -> Tensor: ...
 
 

@@ -106,6 +106,10 @@ class StableDiffusion(Family):
     def denoiser(self) -> Any:
         return self.unet
 
+    @property
+    def guidance_distilled(self) -> bool:
+        return self.unet.config.time_cond_proj_dim is not None
+
     def check(self, inputs: Any) -> None:
         for name in ("prompt", "negative_prompt"):
             if getattr(inputs, name) is not None and getattr(inputs, f"{name}_embeds") is not None:
@@ -158,7 +162,7 @@ class StableDiffusion(Family):
         scale_dim = self.unet.config.time_cond_proj_dim
         names = "prompt num_images_per_prompt negative_prompt prompt_embeds negative_prompt_embeds clip_skip"
         given = {name: getattr(inputs, name) for name in names.split()}
-        positive, negative = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative and scale_dim is None)
+        positive, negative = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative)
         cond, attend = {"context": positive}, self.unet.attend
         if scale_dim is not None:  # guidance is distilled into the network, which is told the scale
             scales = torch.full((positive.shape[0],), inputs.guidance_scale - 1.0)

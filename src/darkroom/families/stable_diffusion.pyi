@@ -51,6 +51,10 @@ class StableDiffusion(Family):
     def denoiser(self) -> Any:
         ...
 
+    @property
+    def guidance_distilled(self) -> bool:
+        ...
+
     def check(self, inputs: Any) -> None:
         ...
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ...core.attention import Attend, sdpa
+from ...core.attention import Attend, sdpa, unless_skipped
 from ..base import choose
 from .resnet import Level
 
@@ -77,7 +77,7 @@ class Attention(nn.Module):
             out = attend(q.float(), k.float(), v.float(), mask=mask, site=self.site).to(q.dtype)
         else:
             out = attend(q, k, v, mask=mask, site=self.site)
-        return self.to_out(out.transpose(1, 2).flatten(2))  # (B, N, C)
+        return unless_skipped(self.to_out(out.transpose(1, 2).flatten(2)), attend, self.site)  # (B, N, C)
 
 
 class SelfAttention(Attention):
@@ -139,6 +139,8 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Sequential):
     """GEGLU to four times the width, and back."""
 
+    skippable = True
+
     def __init__(self, dim: int):
         super().__init__(OrderedDict(net=nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))))
 
@@ -162,7 +164,7 @@ class BasicTransformerBlock(nn.Module):
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         x = self.attn1(self.norm1(x), cond.context if self.only_cross else None, cond.mask, cond.attend) + x  # (B, N, C)
         x = self.attn2(self.norm2(x), cond.context, cond.context_mask, cond.attend) + x
-        return self.ff(self.norm3(x)) + x
+        return unless_skipped(self.ff(self.norm3(x)), cond.attend, self.attn1.site.removesuffix("attn1") + "ff") + x
 
 
 class Transformer2D(nn.Module):
