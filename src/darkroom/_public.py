@@ -7,11 +7,14 @@ from typing import Any
 __all__ = ["NAMES", "lazy"]
 
 _BY_MODULE = {
-    "core.guidance": "CFG PAG SAG",
+    "core.guidance": "CFG InstructCFG PAG SAG",
     "core.tasks": "Image2Image Inpaint Text2Image",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
     "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline StableDiffusionPAGImg2ImgPipeline
         StableDiffusionPAGInpaintPipeline StableDiffusionPAGPipeline StableDiffusionPipeline StableDiffusionSAGPipeline""",
+    "families.stable_diffusion_xl": """StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
+        StableDiffusionXLInstructPix2PixPipeline StableDiffusionXLPAGImg2ImgPipeline StableDiffusionXLPAGInpaintPipeline
+        StableDiffusionXLPAGPipeline StableDiffusionXLPipeline""",
     "families.unconditional": "DDIMPipeline DDPMPipeline",
     "family": "Family ImagePipelineOutput",
     "models.auto": "AutoModel",
