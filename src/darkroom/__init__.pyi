@@ -13,6 +13,7 @@ from .core.guidance import CFG as CFG
 from .core.guidance import CFGZeroStar as CFGZeroStar
 from .core.guidance import DynamicThresholding as DynamicThresholding
 from .core.guidance import FDG as FDG
+from .core.guidance import InstructCFG as InstructCFG
 from .core.guidance import MagnitudeAware as MagnitudeAware
 from .core.guidance import NAG as NAG
 from .core.guidance import PAG as PAG
@@ -35,6 +36,13 @@ from .families.stable_diffusion import StableDiffusionPAGInpaintPipeline as Stab
 from .families.stable_diffusion import StableDiffusionPAGPipeline as StableDiffusionPAGPipeline
 from .families.stable_diffusion import StableDiffusionPipeline as StableDiffusionPipeline
 from .families.stable_diffusion import StableDiffusionSAGPipeline as StableDiffusionSAGPipeline
+from .families.stable_diffusion_xl import StableDiffusionXLImg2ImgPipeline as StableDiffusionXLImg2ImgPipeline
+from .families.stable_diffusion_xl import StableDiffusionXLInpaintPipeline as StableDiffusionXLInpaintPipeline
+from .families.stable_diffusion_xl import StableDiffusionXLInstructPix2PixPipeline as StableDiffusionXLInstructPix2PixPipeline
+from .families.stable_diffusion_xl import StableDiffusionXLPAGImg2ImgPipeline as StableDiffusionXLPAGImg2ImgPipeline
+from .families.stable_diffusion_xl import StableDiffusionXLPAGInpaintPipeline as StableDiffusionXLPAGInpaintPipeline
+from .families.stable_diffusion_xl import StableDiffusionXLPAGPipeline as StableDiffusionXLPAGPipeline
+from .families.stable_diffusion_xl import StableDiffusionXLPipeline as StableDiffusionXLPipeline
 from .families.unconditional import DDIMPipeline as DDIMPipeline
 from .families.unconditional import DDPMPipeline as DDPMPipeline
 from .family import Family as Family

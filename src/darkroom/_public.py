@@ -9,11 +9,14 @@ __all__ = ["NAMES", "lazy"]
 _BY_MODULE = {
     "auto": """AutoPipelineForImage2Image AutoPipelineForImage2Video AutoPipelineForInpainting AutoPipelineForText2Image
         AutoPipelineForText2Video AutoPipelineForVideo2Video pipelines""",
-    "core.guidance": "APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG MagnitudeAware NAG PAG SAG SEG SLG TCFG",
+    "core.guidance": "APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG InstructCFG MagnitudeAware NAG PAG SAG SEG SLG TCFG",
     "core.tasks": "Image2Image Inpaint Text2Image",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
     "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline StableDiffusionPAGImg2ImgPipeline
         StableDiffusionPAGInpaintPipeline StableDiffusionPAGPipeline StableDiffusionPipeline StableDiffusionSAGPipeline""",
+    "families.stable_diffusion_xl": """StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
+        StableDiffusionXLInstructPix2PixPipeline StableDiffusionXLPAGImg2ImgPipeline StableDiffusionXLPAGInpaintPipeline
+        StableDiffusionXLPAGPipeline StableDiffusionXLPipeline""",
     "families.unconditional": "DDIMPipeline DDPMPipeline",
     "family": "Family ImagePipelineOutput",
     "models.auto": "AutoModel",

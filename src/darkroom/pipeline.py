@@ -93,9 +93,11 @@ class DiffusionPipeline:
         components, optional, options, annotations = cls.declared()
         if annotations:
             defaults: dict[str, Any] = dict.fromkeys(optional) | dict(options)
-            names = sorted([*components, *options], key=defaults.__contains__)
+            names = [*components, *options]
+            last = max((i for i, n in enumerate(names) if n not in defaults), default=-1)  # all before it are to be named, may they be None
             make, kind = inspect.Parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD
-            cls.__signature__ = inspect.Signature([make(n, kind, default=defaults.get(n, make.empty)) for n in names])  # type: ignore[attr-defined]
+            parameters = [make(n, kind, default=defaults.get(n) if i > last else make.empty) for i, n in enumerate(names)]
+            cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
     @classmethod
     @functools.cache

@@ -33,8 +33,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
 def pipe(request, folder):
     cls = request.param
-    unconditional = "tokenizer" not in cls.declared().components
-    made = cls.from_pretrained(folder("ddpm" if unconditional else "sd"))
+    names = cls.declared().components
+    kind = "ddpm" if "tokenizer" not in names else "sd" if "text_encoder_2" not in names else "sdxl"
+    made = cls.from_pretrained(folder("sdxl_edit" if cls.task.name == "edit" else kind))
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -50,6 +51,7 @@ def call(pipe: Any, seed: Any = 0, **changes: Any) -> Any:
     area.paste(255, (8, 8, 24, 24))
     possible = {"prompt": "the red cat", "image": picture(), "mask_image": area}
     arguments = {k: v for k, v in possible.items() if k in names and (k != "image" or pipe.task.name != "text2image")}
+    arguments |= {"strength": 0.8} if pipe.task.name == "image2image" else {}
     seeds = [torch.Generator().manual_seed(s) for s in seed] if isinstance(seed, list) else torch.Generator().manual_seed(seed)
     return pipe(**{**arguments, "num_inference_steps": 3, "output_type": "np", "generator": seeds, **changes})
 

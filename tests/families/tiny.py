@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 import diffusers
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
-__all__ = ["ddpm", "sd"]
+__all__ = ["ddpm", "sd", "sdxl", "sdxl_edit"]
 
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 SCHEDULE_OPTIONS = dict(clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1)
@@ -131,3 +139,90 @@ def ddpm(folder: Path | str, *, scheduler: str = "DDPMScheduler", seed: int = 0)
     kind = {"DDPMScheduler": diffusers.DDPMPipeline, "DDIMScheduler": diffusers.DDIMPipeline}[scheduler]
     kind(unet=unet, scheduler=getattr(diffusers, scheduler)(num_train_timesteps=1000)).save_pretrained(folder)
     return Path(folder)
+
+
+def sdxl(
+    folder: Path | str,
+    *,
+    in_channels: int = 4,
+    refiner: bool = False,
+    prediction_type: str = "epsilon",
+    scheduler: str = "EulerDiscreteScheduler",
+    force_zeros_for_empty_prompt: bool = True,
+    seed: int = 0,
+    vae_options: dict[str, Any] | None = None,
+    **unet_options: Any,
+) -> Path:
+    """An SDXL checkpoint of the size of `sd`'s; its states are 32 and 24 wide, the pooled prompt 16.
+
+    `in_channels` of 9 is for inpainting, 8 for editing. `refiner` has the second text encoder only, and an aesthetic score. Further options
+    go to the UNet.
+    """
+    folder = Path(folder)
+    torch.manual_seed(seed)
+    words, words_2 = tokenizer(folder / "tokenizer"), tokenizer(folder / "tokenizer_2")
+    words_2.pad_token = "!"
+    unet = diffusers.UNet2DConditionModel(
+        **{
+            "sample_size": 16,
+            "in_channels": in_channels,
+            "out_channels": 4,
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "cross_attention_dim": 24 if refiner else 56,
+            "attention_head_dim": (2, 4),
+            "transformer_layers_per_block": (1, 2),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 16 + 8 * (5 if refiner else 6),
+            "norm_num_groups": 8,
+            **unet_options,
+        }
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+        scaling_factor=0.13025,
+        **(vae_options or {}),
+    )
+    text = dict(
+        vocab_size=len(words),
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        max_position_embeddings=TOKENS,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        projection_dim=16,
+    )
+    first = CLIPTextModel(CLIPTextConfig(hidden_size=32, pad_token_id=words.pad_token_id, **text))
+    second = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=24, hidden_act="gelu", pad_token_id=words_2.pad_token_id, **text))
+    kinds = {4: "StableDiffusionXLPipeline", 8: "StableDiffusionXLInstructPix2PixPipeline", 9: "StableDiffusionXLInpaintPipeline"}
+    kind = getattr(diffusers, "StableDiffusionXLImg2ImgPipeline" if refiner else kinds[in_channels])
+    pipe = kind(
+        unet=unet,
+        vae=vae,
+        text_encoder=None if refiner else first,
+        text_encoder_2=second,
+        tokenizer=None if refiner else words,
+        tokenizer_2=words_2,
+        scheduler=make_scheduler(scheduler, prediction_type),
+        force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+        add_watermarker=False,
+        **({"requires_aesthetics_score": True} if refiner else {}),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def sdxl_edit(folder: Path | str) -> Path:
+    """An SDXL checkpoint that edits pictures."""
+    return sdxl(folder, in_channels=8)

@@ -65,7 +65,93 @@ _RESCALED = f"cross_attention_kwargs guidance_rescale {_END}"
 _INPAINT = "prompt image mask_image masked_image_latents height width padding_mask_crop strength num_inference_steps"
 
 
-class StableDiffusion(Family):
+class PromptedUNet(Family):
+    """What Stable Diffusion and its successors share: a UNet over latents, conditioned on prompts through CLIP text encoders."""
+
+    prompts: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")  # arguments; embeddings take the place of each
+    public: ClassVar[Mapping[str, tuple[str, ...]]] = {"prompt_embeds": ("context", "negative_prompt_embeds")}  # see `named_tensors`
+    codec = ScaledCodec("vae")
+    inputs = PromptInputs
+    size_step = 8
+    middle_site = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    callback_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+    if TYPE_CHECKING:
+        unet: Any
+
+    @property
+    def denoiser(self) -> Any:
+        return self.unet
+
+    @property
+    def guidance_distilled(self) -> bool:
+        """Whether guidance is distilled into the network: there is no negative branch then."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    def check(self, inputs: Any) -> None:
+        for name in self.prompts:
+            embeds = name.removesuffix("_2") + "_embeds"
+            if getattr(inputs, name) is not None and getattr(inputs, embeds) is not None:
+                raise InputError("The same thing is given twice.", where=f"{name}, {embeds}", expected="one of the two")
+        if inputs.prompt is None and inputs.prompt_embeds is None:
+            raise InputError("There is nothing to picture.", where="prompt", expected="prompt or prompt_embeds")
+        embeds, other, width = inputs.prompt_embeds, inputs.negative_prompt_embeds, self.unet.config.cross_attention_dim
+        if embeds is not None and (embeds.ndim != 3 or (isinstance(width, int) and embeds.shape[2] != width)):
+            expected = f"(B, tokens, {width})"
+            raise InputError("Embeddings of another shape.", where="prompt_embeds", got=tuple(embeds.shape), expected=expected)
+        if embeds is not None and other is not None and embeds.shape != other.shape:
+            got, expected = tuple(other.shape), tuple(embeds.shape)
+            raise InputError("The embeddings differ in shape.", where="negative_prompt_embeds", got=got, expected=expected)
+        for name in self.prompts[1:]:
+            if (texts := getattr(inputs, name)) is not None and not isinstance(texts, str):
+                prompts = self.count(inputs) // inputs.num_images_per_prompt
+                if (got := len(prompt_list(texts, name))) != prompts:
+                    what, expected = f"There must be one {name.replace('_', ' ')} per prompt.", f"{prompts} of them, or one string for all"
+                    raise InputError(what, where=name, got=got, expected=expected)
+        if inputs.ip_adapter_image is not None or inputs.ip_adapter_image_embeds is not None:
+            raise InputError("No IP-Adapter is loaded.", where="ip_adapter_image", expected="None")
+
+    def count(self, inputs: Any) -> int:
+        embeds = inputs.prompt_embeds
+        return (len(prompt_list(inputs.prompt, "prompt")) if embeds is None else embeds.shape[0]) * inputs.num_images_per_prompt
+
+    def conditioning(self, inputs: Any, positive: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None) -> Conditioning:
+        """The branches with these conditions. A network into which guidance is distilled is told the scale."""
+        attend, context = self.unet.attend, positive["context"]
+        if self.guidance_distilled:
+            scales = torch.full((context.shape[0],), inputs.guidance_scale - 1.0)
+            positive = {**positive, "timestep_cond": guidance_embedding(scales, self.unet.config.time_cond_proj_dim).to(context)}
+        return Conditioning(Branch(positive, attend), None if negative is None else Branch(negative, attend))
+
+    def conditions(self, branch: Branch) -> dict[str, Any]:
+        """The arguments of the denoiser, and of a control beside it, that say what to picture."""
+        return {"encoder_hidden_states": branch.cond["context"]}
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        options = {"cross_attention_kwargs": run.inputs.cross_attention_kwargs, "timestep_cond": branch.cond.get("timestep_cond")}
+        return self.unet(x, t, **self.conditions(branch), **options, attend=branch.attend, **self.residuals(x, t, branch, run)).sample
+
+    def step_options(self, run: Run) -> dict[str, Any]:
+        return {"eta": run.inputs.eta, "generator": run.inputs.generator}
+
+    def named_tensors(self, run: Run) -> dict[str, Tensor]:
+        """Beside the latents: each condition, negative rows first, and the negative rows alone, by the names in `public`."""
+        branches = [b for b in (run.cond.negative, run.cond.positive) if b is not None]
+        tensors = {name: torch.cat([b.cond[key] for b in branches]) for name, (key, *_) in self.public.items()}
+        if run.cond.negative is not None:
+            tensors |= {alone: run.cond.negative.cond[key] for key, *names in self.public.values() for alone in names}
+        return {**super().named_tensors(run), **tensors}
+
+    def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        super().replace_tensors(run, tensors)
+        for name in self.public.keys() & tensors.keys():
+            *other, positive = tensors[name].split(run.rows)  # negative rows come first, if they are still there
+            cond, key = run.cond, self.public[name][0]
+            negative = cond.negative and cond.negative.with_cond(**{key: other[0] if other else cond.negative.cond[key]})
+            run.cond = Conditioning(cond.positive.with_cond(**{key: positive}), negative)
+
+
+class StableDiffusion(PromptedUNet):
     """A UNet over 4-channel latents, conditioned on the states of a CLIP text encoder (Rombach et al. 2022)."""
 
     vae: AutoencoderKL
@@ -78,11 +164,6 @@ class StableDiffusion(Family):
     image_encoder: CLIPVisionModelWithProjection | None
     options: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": True}
     family = "stable-diffusion"
-    codec = ScaledCodec("vae")
-    inputs = PromptInputs
-    size_step = 8
-    middle_site = "mid_block.attentions.0.transformer_blocks.0.attn1"
-    callback_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
     tasks = {"mask_image": Inpaint(strength=1.0), "image": Image2Image(strength=0.8)}
     arguments = {
         "text2image": f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} {_RESCALED}",
@@ -101,39 +182,6 @@ class StableDiffusion(Family):
                 f"{type(self).__name__} runs without its safety checker (safety_checker=None): its results are unfiltered. Keep to the "
                 "model's licence, and think twice before showing them to the public. requires_safety_checker=False silences this."
             )
-
-    @property
-    def denoiser(self) -> Any:
-        return self.unet
-
-    @property
-    def guidance_distilled(self) -> bool:
-        return self.unet.config.time_cond_proj_dim is not None
-
-    def check(self, inputs: Any) -> None:
-        for name in ("prompt", "negative_prompt"):
-            if getattr(inputs, name) is not None and getattr(inputs, f"{name}_embeds") is not None:
-                raise InputError("The same thing is given twice.", where=f"{name}, {name}_embeds", expected="one of the two")
-        if inputs.prompt is None and inputs.prompt_embeds is None:
-            raise InputError("There is nothing to picture.", where="prompt", expected="prompt or prompt_embeds")
-        embeds, other, width = inputs.prompt_embeds, inputs.negative_prompt_embeds, self.unet.config.cross_attention_dim
-        if embeds is not None and (embeds.ndim != 3 or (isinstance(width, int) and embeds.shape[2] != width)):
-            expected = f"(B, tokens, {width})"
-            raise InputError("Embeddings of another shape.", where="prompt_embeds", got=tuple(embeds.shape), expected=expected)
-        if embeds is not None and other is not None and embeds.shape != other.shape:
-            got, expected = tuple(other.shape), tuple(embeds.shape)
-            raise InputError("The embeddings differ in shape.", where="negative_prompt_embeds", got=got, expected=expected)
-        if inputs.negative_prompt is not None and not isinstance(inputs.negative_prompt, str):
-            prompts = self.count(inputs) // inputs.num_images_per_prompt
-            if (got := len(prompt_list(inputs.negative_prompt, "negative_prompt"))) != prompts:
-                expected = f"{prompts} of them, or one string for all"
-                raise InputError("There must be one negative prompt per prompt.", where="negative_prompt", got=got, expected=expected)
-        if inputs.ip_adapter_image is not None or inputs.ip_adapter_image_embeds is not None:
-            raise InputError("No IP-Adapter is loaded.", where="ip_adapter_image", expected="None")
-
-    def count(self, inputs: Any) -> int:
-        embeds = inputs.prompt_embeds
-        return (len(prompt_list(inputs.prompt, "prompt")) if embeds is None else embeds.shape[0]) * inputs.num_images_per_prompt
 
     @torch.no_grad()
     def encode_prompt(
@@ -159,37 +207,10 @@ class StableDiffusion(Family):
         return prompt_embeds, negative_prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
-        scale_dim = self.unet.config.time_cond_proj_dim
         names = "prompt num_images_per_prompt negative_prompt prompt_embeds negative_prompt_embeds clip_skip"
         given = {name: getattr(inputs, name) for name in names.split()}
         positive, negative = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative)
-        cond, attend = {"context": positive}, self.unet.attend
-        if scale_dim is not None:  # guidance is distilled into the network, which is told the scale
-            scales = torch.full((positive.shape[0],), inputs.guidance_scale - 1.0)
-            cond["timestep_cond"] = guidance_embedding(scales, scale_dim).to(positive)
-        return Conditioning(Branch(cond, attend), None if negative is None else Branch({"context": negative}, attend))
-
-    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
-        cond, options = branch.cond, {"cross_attention_kwargs": run.inputs.cross_attention_kwargs, "attend": branch.attend}
-        return self.unet(
-            x, t, cond["context"], timestep_cond=cond.get("timestep_cond"), **options, **self.residuals(x, t, branch, run)
-        ).sample
-
-    def step_options(self, run: Run) -> dict[str, Any]:
-        return {"eta": run.inputs.eta, "generator": run.inputs.generator}
-
-    def named_tensors(self, run: Run) -> dict[str, Tensor]:
-        contexts = [b.cond["context"] for b in (run.cond.negative, run.cond.positive) if b is not None]
-        negative = {"negative_prompt_embeds": contexts[0]} if len(contexts) > 1 else {}
-        return {**super().named_tensors(run), "prompt_embeds": torch.cat(contexts), **negative}
-
-    def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
-        super().replace_tensors(run, tensors)
-        if "prompt_embeds" in tensors:
-            *other, positive = tensors["prompt_embeds"].split(run.rows)  # negative rows come first, if they are still there
-            cond = run.cond
-            negative = cond.negative and cond.negative.with_cond(context=other[0] if other else cond.negative.cond["context"])
-            run.cond = Conditioning(cond.positive.with_cond(context=positive), negative)
+        return self.conditioning(inputs, {"context": positive}, None if negative is None else {"context": negative})
 
     def decode(self, run: Run) -> dict[str, Any]:
         if run.inputs.output_type == "latent":

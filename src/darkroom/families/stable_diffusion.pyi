@@ -33,19 +33,10 @@ class PromptInputs(CallInputs):
     ip_adapter_image_embeds: list[Tensor] | None = ...
     cross_attention_kwargs: dict[str, Any] | None = ...
     clip_skip: int | None = ...
-class StableDiffusion(Family):
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    unet: UNet2DConditionModel
-    scheduler: Scheduler
-    safety_checker: StableDiffusionSafetyChecker | None
-    feature_extractor: CLIPImageProcessor | None
-    image_encoder: CLIPVisionModelWithProjection | None
-    options: ClassVar[Mapping[str, Any]] = ...
-
-    def __init__(self, *args: Any, **values: Any):
-        ...
+class PromptedUNet(Family):
+    prompts: ClassVar[tuple[str, ...]] = ...
+    public: ClassVar[Mapping[str, tuple[str, ...]]] = ...
+    unet: Any
 
     @property
     def denoiser(self) -> Any:
@@ -61,11 +52,10 @@ class StableDiffusion(Family):
     def count(self, inputs: Any) -> int:
         ...
 
-    @torch.no_grad()
-    def encode_prompt(self, prompt: str | list[str] | None, device: torch.device | str | None=None, num_images_per_prompt: int=1, do_classifier_free_guidance: bool=True, negative_prompt: str | list[str] | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, lora_scale: float | None=None, clip_skip: int | None=None) -> tuple[Tensor, Tensor | None]:
+    def conditioning(self, inputs: Any, positive: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None) -> Conditioning:
         ...
 
-    def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
+    def conditions(self, branch: Branch) -> dict[str, Any]:
         ...
 
     def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
@@ -78,6 +68,26 @@ class StableDiffusion(Family):
         ...
 
     def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        ...
+class StableDiffusion(PromptedUNet):
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: Scheduler
+    safety_checker: StableDiffusionSafetyChecker | None
+    feature_extractor: CLIPImageProcessor | None
+    image_encoder: CLIPVisionModelWithProjection | None
+    options: ClassVar[Mapping[str, Any]] = ...
+
+    def __init__(self, *args: Any, **values: Any):
+        ...
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | list[str] | None, device: torch.device | str | None=None, num_images_per_prompt: int=1, do_classifier_free_guidance: bool=True, negative_prompt: str | list[str] | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, lora_scale: float | None=None, clip_skip: int | None=None) -> tuple[Tensor, Tensor | None]:
+        ...
+
+    def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
         ...
 
     def decode(self, run: Run) -> dict[str, Any]:

@@ -65,6 +65,10 @@ class Text2Image:
                 raise InputError("A picture is missing.", where=name, expected="PIL, numpy, tensor or list")
             image_size(getattr(inputs, name), name)
 
+    def expected_size(self, pipe: Any, inputs: Any) -> tuple[int, int]:
+        """Height and width of the latents that a run with these inputs will have."""
+        return latent_size(pipe, inputs)
+
     def start(self, pipe: Any, run: Run) -> None:
         run.timesteps = pipe.set_timesteps(run)
         run.x = self.noise(pipe, run) * run.scheduler.init_noise_sigma

@@ -1,0 +1,47 @@
+"""Guidance by a text and by a picture, each with a scale of its own."""
+
+from __future__ import annotations
+from collections.abc import Sequence
+from typing import Any
+import torch
+from torch import Tensor
+from ..types import Branch, Step, Term
+from .cfg import CFG
+from .common import Addend, Scale, check
+
+__all__ = ["InstructCFG"]
+
+
+class InstructCFG(CFG):
+    """none + image_scale (picture - none) + scale (both - picture) + terms, for denoisers that see a picture, too (Brooks et al. 2023, eq. 3).
+    `both` is the prediction of the positive branch, `picture` that of the negative one, which has the negative prompt and the picture, and `none`
+    that of a third without either: the condition of the name `picture` is zero there. `image_scale` says how closely the result keeps to the
+    picture, 1 or more; below 1, or at a `scale` of 1 or below, there is no guidance. All else is as in `CFG`.
+    """
+
+    def __init__(
+        self, scale: Scale = 7.5, image_scale: float = 1.5, rescale: float = 0.0, terms: Sequence[Term] = (), picture: str = "image_latents",
+        **options: Any,
+    ):  # fmt: skip
+        check("InstructCFG.image_scale", image_scale)
+        self.image_scale = image_scale
+        super().__init__(scale, rescale, [_Without(image_scale - 1, picture), *terms], **options)
+
+    @property
+    def needs_negative(self) -> bool:
+        return super().needs_negative and self.image_scale >= 1
+
+
+class _Without(Addend):
+    """What the guidance above adds to plain guidance: (image_scale - 1) (picture - none)."""
+
+    def __init__(self, scale: float, picture: str):
+        super().__init__(max(scale, 0.0))
+        self.picture = picture
+
+    def branches(self, step: Step) -> Sequence[Branch]:
+        negative = step.cond.negative
+        return [] if negative is None else [negative.with_cond(**{self.picture: torch.zeros_like(negative.cond[self.picture])})]
+
+    def push(self, step: Step, base: Tensor, cond: Tensor, extra: Sequence[Tensor]) -> Tensor:
+        return self.weight(step) * (base - extra[0]) if extra else base.new_zeros(())
