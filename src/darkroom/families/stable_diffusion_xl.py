@@ -319,6 +319,7 @@ class PromptedXL(PromptedUNet):
 class StableDiffusionXL(PromptedXL):
     """A UNet over 4-channel latents, conditioned on two CLIP text encoders, their pooled prompt, and sizes (Podell et al. 2023)."""
 
+    family = "stable-diffusion-xl"
     image_encoder: CLIPVisionModelWithProjection | None
     feature_extractor: CLIPImageProcessor | None
     tasks = {"mask_image": XLInpaint(strength=0.9999, guidance_scale=7.5), "image": XLImage2Image(strength=0.3)}
@@ -379,6 +380,7 @@ class StableDiffusionXLInstructPix2PixPipeline(PromptedXL):
 
     settings: ClassVar[Mapping[str, Any]] = {**PromptedXL.settings, "is_cosxl_edit": False}
     inputs = InstructXLInputs
+    family = "stable-diffusion-xl-instruct-pix2pix"
     task = Edit(num_inference_steps=100)
     arguments = {
         "edit": "prompt prompt_2 image height width num_inference_steps denoising_end guidance_scale image_guidance_scale "
