@@ -38,7 +38,7 @@ class ScaledCodec:
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
         vae = getattr(pipe, self.component)
-        return vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
+        return vae.decode(latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0)).sample
 
 
 class Pixels:

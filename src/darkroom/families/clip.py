@@ -25,11 +25,11 @@ def prompt_list(value: Any, where: str) -> list[str]:
 
 
 def encode_text(
-    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True
-) -> Tensor:
-    """The encoder's last states, or those `clip_skip` layers before under the final norm: (B, M, d)."""
+    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True, length: int | None = None
+) -> Tensor:  # fmt: skip
+    """The encoder's last states, or those `clip_skip` layers before under the final norm: (B, M, d). M is `length`, else the tokenizer's longest."""
     with _TOKENIZING:
-        length = tokenizer.model_max_length
+        length = length or tokenizer.model_max_length
         batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         whole = tokenizer(list(prompts)).input_ids if warn else []
     for lost in (tokenizer.decode(ids[length - 1 : -1]) for ids in whole if len(ids) > length):

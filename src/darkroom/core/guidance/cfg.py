@@ -30,6 +30,10 @@ class CFG:
     def needs_negative(self) -> bool:
         return self.scale > 1
 
+    def weight(self, pred: Tensor) -> Any:
+        """The scale for a prediction, as a number or broadcastable to it."""
+        return self.scale
+
     def prepare(self, cond: Conditioning, pipe: Any) -> Conditioning:
         for term in self.terms:
             cond = term.prepare(cond, pipe)
@@ -41,7 +45,7 @@ class CFG:
         known = [cond.positive] if cond.negative is None else [cond.negative, cond.positive]
         preds = step.predict([*known, *(branch for branches in own for branch in branches)])
         base, positive, rest = preds[0], preds[len(known) - 1], iter(preds[len(known) :])
-        guided = positive if cond.negative is None else base + self.scale * (positive - base)
+        guided = positive if cond.negative is None else base + self.weight(positive) * (positive - base)
         for term, branches in zip(self.terms, own, strict=True):
             guided = guided + term.push(step, base, positive, [next(rest) for _ in branches])
         if self.rescale > 0 and cond.negative is not None:
