@@ -35,7 +35,8 @@ def call_of(cls: type) -> ast.FunctionDef:
             marked = True
         literal = p.default is None or isinstance(p.default, (bool, int, float, str))
         default = repr(p.default) if literal else "..."
-        parameters.append("self" if p.name == "self" else f"{p.name}: {p.annotation} = {default}")
+        value = "" if p.default is p.empty else f" = {default}"
+        parameters.append("self" if p.name == "self" else f"{p.name}: {p.annotation}{value}")
     return ast.parse(f"def __call__({', '.join(parameters)}) -> Any: ...").body[0]  # type: ignore[return-value]
 
 

@@ -31,7 +31,7 @@ def _declared() -> dict[str, str]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             match node:
                 case ast.AnnAssign(ast.Name(name), _, ast.Call(ast.Name("field"), [ast.Constant(text), *_])):
-                    texts[name] = re.sub(r"(; a list|: PIL|\. PIL).*", ".", text)  # kinds that a shell does not have
+                    texts.setdefault(name, re.sub(r"(; a list|: PIL|\. PIL).*", ".", text))  # kinds that a shell does not have
     return texts
 
 

@@ -150,8 +150,8 @@ class Family(DiffusionPipeline):
         return [name for name, m in self.denoiser.named_modules() if getattr(m, "skippable", hasattr(m, "site"))]
 
     def run_dtype(self, run: Run) -> torch.dtype:
-        """The dtype of the latents: that of the conditions, else of the denoiser."""
-        return next((c.dtype for c in run.cond.positive.cond.values()), self.denoiser.dtype)
+        """The dtype of the latents: that of the conditions that are no whole numbers, else of the denoiser."""
+        return next((c.dtype for c in run.cond.positive.cond.values() if c.is_floating_point()), self.denoiser.dtype)
 
     def set_timesteps(self, run: Run) -> Tensor:
         """Set the run's scheduler to the timesteps that the inputs ask for: (steps,)."""

@@ -50,9 +50,9 @@ class ScaledCodec:
     @staticmethod
     def _moments(vae: Any, like: Tensor) -> tuple[Any, Any]:
         """Mean and spread of the latents, of each channel where the configuration lists them."""
-        moments = vae.config.latents_mean, vae.config.latents_std
+        moments = tuple(getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
         if None in moments:
-            return vae.config.shift_factor or 0, 1
+            return getattr(vae.config, "shift_factor", None) or 0, 1
         return tuple(torch.tensor(m).reshape(1, -1, 1, 1).to(like) for m in moments)  # type: ignore[return-value]
 
 

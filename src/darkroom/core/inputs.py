@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 from ..errors import InputError
 
-__all__ = ["Inputs", "combine", "field", "signature"]
+__all__ = ["REQUIRED", "Inputs", "combine", "field", "signature"]
+
+REQUIRED: Any = inspect.Parameter.empty  # the default of an argument that a call cannot do without
 
 
 def field(

@@ -44,7 +44,7 @@ def batched(pipe: Any, run: Run, t: Tensor, x: Tensor, branches: Sequence[Branch
         return [pipe.denoise_once(x, t, branches[0], run)]
     cond = {name: torch.cat([b.cond[name] for b in branches]) for name in branches[0].cond}
     joint = Branch(cond, by_rows([b.attend for b in branches], x.shape[0]))
-    return list(pipe.denoise_once(x.repeat(len(branches), 1, 1, 1), t, joint, run).chunk(len(branches)))
+    return list(pipe.denoise_once(x.repeat(len(branches), *[1] * (x.ndim - 1)), t, joint, run).chunk(len(branches)))
 
 
 def one_call_per_branch(pipe: Any, run: Run, t: Tensor, x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:

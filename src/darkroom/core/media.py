@@ -14,7 +14,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from ..errors import InputError
 
-__all__ = ["crop_region", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "resize_image", "tensor_to_images"]
+__all__ = [
+    "crop_region", "image_count", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "pixels_of", "resize_image", "resize_smooth",
+    "tensor_to_images", "tensor_to_videos",
+]  # fmt: skip
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
 Size = tuple[int | None, int | None]  # height and width, None for the picture's own
@@ -76,6 +79,40 @@ def tensor_to_images(x: Tensor, output_type: str = "pil") -> Any:
     if output_type == "np":
         return arrays
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in (arrays * 255).round().astype(np.uint8)]
+
+
+def tensor_to_videos(x: Tensor, output_type: str = "pil") -> Any:
+    """(B, F, C, H, W) in [-1, 1] as videos: "pil" a list of pictures for each, "np" (B, F, H, W, C) and "pt" (B, F, C, H, W) in [0, 1]."""
+    videos = [tensor_to_images(video, output_type) for video in x]
+    return videos if output_type == "pil" else np.stack(videos) if output_type == "np" else torch.stack(videos)
+
+
+def pixels_of(image: Any, factor: int, where: str = "image") -> Tensor:
+    """The pictures as (B, 3, H, W) in [-1, 1], sides cut to multiples of `factor`; tensors (B, C, H, W) are that already and stay as they are."""
+    if isinstance(image, (list, tuple)) and image and all(isinstance(i, Tensor) for i in image):
+        image = _stack(list(image), where)
+    if not isinstance(image, Tensor):
+        return image_to_tensor(image, factor=factor, where=where)
+    if image.ndim != 4 or not image.is_floating_point():
+        raise InputError("A tensor that holds no pictures.", where=where, got=_describe(image), expected="floats (B, C, H, W) in [-1, 1]")
+    return image
+
+
+def resize_smooth(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, H, W) at another size: blurred as far as it shrinks, then sampled from corner to corner with cubic splines."""
+    for dim, side in ((3, width), (2, height)):
+        sigma = max((x.shape[dim] / side - 1) / 2, 0.001)
+        reach = int(max(4 * sigma, 3)) // 2
+        taps = torch.exp(-(torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device) ** 2) / (2 * sigma**2))
+        kernel = (taps / taps.sum()).reshape((1, 1, 1, -1) if dim == 3 else (1, 1, -1, 1)).expand(x.shape[1], -1, -1, -1)
+        pad = [reach, reach, 0, 0] if dim == 3 else [0, 0, reach, reach]
+        x = F.conv2d(F.pad(x, pad, mode="reflect"), kernel, groups=x.shape[1])
+    return F.interpolate(x, (height, width), mode="bicubic", align_corners=True)
+
+
+def image_count(image: Any, where: str = "image") -> int:
+    """How many pictures an input holds."""
+    return sum(i.shape[0] if getattr(i, "ndim", 0) == 4 else 1 for i in _items(image, where))
 
 
 def image_size(image: Any, where: str = "image") -> tuple[int, int]:

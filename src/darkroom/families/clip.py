@@ -36,10 +36,11 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], warn: bool = True, length: 
 
 
 def encode_text(
-    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True
-) -> Tensor:
+    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True,
+    length: int | None = None,
+) -> Tensor:  # fmt: skip
     """The encoder's last states, or those `clip_skip` layers before under the final norm: (B, M, d)."""
-    batch = tokenize(tokenizer, prompts, warn)
+    batch = tokenize(tokenizer, prompts, warn, length)
     mask = batch.attention_mask.to(device) if getattr(encoder.config, "use_attention_mask", False) else None
     ids = batch.input_ids.to(device)
     if clip_skip is None:

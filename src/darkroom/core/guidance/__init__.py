@@ -6,6 +6,7 @@ from .cfg import CFG, rescale
 from .cfg_zero_star import CFGZeroStar
 from .dynamic_thresholding import DynamicThresholding
 from .fdg import FDG
+from .frames import FrameCFG
 from .instruct import InstructCFG
 from .magnitude_aware import MagnitudeAware
 from .nag import NAG
@@ -17,5 +18,5 @@ from .tcfg import TCFG
 
 __all__ = [
     "APG", "CFG", "FDG", "NAG", "PAG", "SAG", "SEG", "SLG", "TCFG",
-    "APGMix", "AutoGuidance", "CFGZeroStar", "DynamicThresholding", "InstructCFG", "MagnitudeAware", "rescale",
+    "APGMix", "AutoGuidance", "CFGZeroStar", "DynamicThresholding", "FrameCFG", "InstructCFG", "MagnitudeAware", "rescale",
 ]  # fmt: skip

@@ -53,7 +53,7 @@ class Text2Image:
         """Raise InputError for sizes, generators and pictures that cannot be used."""
         factor = max(pipe.codec.factor(pipe), pipe.size_step)
         for name in ("height", "width"):
-            if (value := getattr(inputs, name)) is not None and value % factor:
+            if (value := getattr(inputs, name, None)) is not None and value % factor:
                 low = max(value // factor, 1) * factor
                 expected, fix = f"a multiple of {factor} pixels", f"Use {low} or {low + factor}."
                 raise InputError("The size does not divide into latents.", where=name, got=value, expected=expected, fix=fix)
@@ -73,9 +73,9 @@ class Text2Image:
         run.timesteps = pipe.set_timesteps(run)
         run.x = self.noise(pipe, run) * run.scheduler.init_noise_sigma
 
-    def noise(self, pipe: Any, run: Run) -> Tensor:
-        """Standard normal latents, or those that were passed: (B, C, H, W)."""
-        shape = (run.rows, pipe.codec.channels(pipe), *latent_size(pipe, run.inputs))
+    def noise(self, pipe: Any, run: Run, size: tuple[int, int] | None = None, frames: tuple[int, ...] = ()) -> Tensor:
+        """Standard normal latents, or those that were passed: (B, C, H, W), of videos (B, F, C, H, W). `size` is that of the inputs if not given."""
+        shape = (run.rows, *frames, pipe.codec.channels(pipe), *(size or latent_size(pipe, run.inputs)))
         given = run.inputs.latents
         if given is None:
             return randn(shape, generator=run.inputs.generator, device=pipe.device, dtype=pipe.run_dtype(run))

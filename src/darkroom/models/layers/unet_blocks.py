@@ -35,12 +35,14 @@ class Block(nn.Module):
     `bare` residual blocks at the end have no attention. With skip connections each residual block receives one beside its input.
     """
 
+    Resnet: type[nn.Module] = ResnetBlock2D
+
     def __init__(self, attention: Attends, level: Level, bare: int = 0):
         super().__init__()
         self.reads_context = attention in READS_CONTEXT
         same = [level.channels] * (level.layers - 1)
         skips = [*same, level.skip_channels] if level.skip_channels else [0] * level.layers
-        self.resnets = nn.ModuleList(ResnetBlock2D(level, a + b) for a, b in zip([level.channels_in, *same], skips))
+        self.resnets = nn.ModuleList(self.Resnet(level, a + b) for a, b in zip([level.channels_in, *same], skips))
         count = level.layers - bare if attention else 0
         depths = [level.depth] * count if isinstance(level.depth, int) else [level.depth[i] for i in range(count)]
         self.attentions = nn.ModuleList(attention(replace(level, depth=depth)) for depth in depths)
@@ -89,9 +91,9 @@ class DownBlock(Block):
         return skips
 
 
-def middle_block(attention: Attends, level: Level, layers: int = 2) -> Block:
+def middle_block(attention: Attends, level: Level, layers: int = 2, make: type[Block] = Block) -> Block:
     """A residual block, then `layers - 1` times attention and another residual block, at the width of `level`."""
-    return Block(attention, replace(level, channels_in=level.channels, layers=layers, resample=None), bare=1)
+    return make(attention, replace(level, channels_in=level.channels, layers=layers, resample=None), bare=1)
 
 
 def block(name: str, level: Level) -> Block:
