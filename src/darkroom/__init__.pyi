@@ -10,6 +10,12 @@ from .errors import ConfigError as ConfigError
 from .errors import DarkroomError as DarkroomError
 from .errors import InputError as InputError
 from .errors import MissingDependencyError as MissingDependencyError
+from .families.controlled import StableDiffusionAdapterPipeline as StableDiffusionAdapterPipeline
+from .families.controlled import StableDiffusionControlNetImg2ImgPipeline as StableDiffusionControlNetImg2ImgPipeline
+from .families.controlled import StableDiffusionControlNetInpaintPipeline as StableDiffusionControlNetInpaintPipeline
+from .families.controlled import StableDiffusionControlNetPAGInpaintPipeline as StableDiffusionControlNetPAGInpaintPipeline
+from .families.controlled import StableDiffusionControlNetPAGPipeline as StableDiffusionControlNetPAGPipeline
+from .families.controlled import StableDiffusionControlNetPipeline as StableDiffusionControlNetPipeline
 from .families.stable_diffusion import StableDiffusionImg2ImgPipeline as StableDiffusionImg2ImgPipeline
 from .families.stable_diffusion import StableDiffusionInpaintPipeline as StableDiffusionInpaintPipeline
 from .families.stable_diffusion import StableDiffusionPAGImg2ImgPipeline as StableDiffusionPAGImg2ImgPipeline
@@ -23,6 +29,12 @@ from .family import Family as Family
 from .family import ImagePipelineOutput as ImagePipelineOutput
 from .models.auto import AutoModel as AutoModel
 from .models.autoencoder_kl import AutoencoderKL as AutoencoderKL
+from .models.controlnet import ControlNetModel as ControlNetModel
+from .models.controlnet_union import ControlNetUnionModel as ControlNetUnionModel
+from .models.multicontrolnet import MultiControlNetModel as MultiControlNetModel
+from .models.multicontrolnet import MultiControlNetUnionModel as MultiControlNetUnionModel
+from .models.t2i_adapter import MultiAdapter as MultiAdapter
+from .models.t2i_adapter import T2IAdapter as T2IAdapter
 from .models.unet_2d import UNet2DModel as UNet2DModel
 from .models.unet_2d_condition import UNet2DConditionModel as UNet2DConditionModel
 from .pipeline import DiffusionPipeline as DiffusionPipeline

@@ -10,12 +10,19 @@ _BY_MODULE = {
     "core.guidance": "CFG PAG SAG",
     "core.tasks": "Image2Image Inpaint Text2Image",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
+    "families.controlled": """StableDiffusionAdapterPipeline StableDiffusionControlNetImg2ImgPipeline
+        StableDiffusionControlNetInpaintPipeline StableDiffusionControlNetPAGInpaintPipeline StableDiffusionControlNetPAGPipeline
+        StableDiffusionControlNetPipeline""",
     "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline StableDiffusionPAGImg2ImgPipeline
         StableDiffusionPAGInpaintPipeline StableDiffusionPAGPipeline StableDiffusionPipeline StableDiffusionSAGPipeline""",
     "families.unconditional": "DDIMPipeline DDPMPipeline",
     "family": "Family ImagePipelineOutput",
     "models.auto": "AutoModel",
     "models.autoencoder_kl": "AutoencoderKL",
+    "models.controlnet": "ControlNetModel",
+    "models.controlnet_union": "ControlNetUnionModel",
+    "models.multicontrolnet": "MultiControlNetModel MultiControlNetUnionModel",
+    "models.t2i_adapter": "MultiAdapter T2IAdapter",
     "models.unet_2d": "UNet2DModel",
     "models.unet_2d_condition": "UNet2DConditionModel",
     "pipeline": "DiffusionPipeline",

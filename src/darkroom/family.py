@@ -157,11 +157,16 @@ class Family(DiffusionPipeline):
         rows = self.count(inputs)
         self.check(inputs)
         self.task.check(self, inputs, rows)
-        allowed = (*self.callback_tensors, *self.task.tensors)
+        if self.control is not None:
+            inputs = self.control.fit(self, inputs, rows)
+        allowed = (*self.callback_tensors, *self.task.tensors, *(self.control.tensors if self.control is not None else ()))
         if unknown := [n for n in inputs.callback_on_step_end_tensor_inputs if n not in allowed]:
             raise InputError("No such tensor.", where="callback_on_step_end_tensor_inputs", got=unknown, expected=", ".join(allowed))
         guidance = copy.deepcopy(inputs.guidance) or self.guidance(inputs)  # terms keep what they record, so a call has its own
-        cond = guidance.prepare(self.encode(inputs, guidance.needs_negative), self)
+        cond = self.encode(inputs, guidance.needs_negative)
+        if self.control is not None:
+            cond = self.control.prepare(self, inputs, cond)
+        cond = guidance.prepare(cond, self)
         run = Run(inputs, rows, cond, scheduler=copy.copy(self.scheduler))
         self.task.start(self, run)
         if self.control is not None:
