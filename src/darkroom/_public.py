@@ -13,6 +13,13 @@ _BY_MODULE = {
     "core.tasks": "Image2Image Inpaint Text2Image",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
     "families.class_conditional": "ConsistencyModelPipeline DiTPipeline",
+    "families.controlled": """StableDiffusionAdapterPipeline StableDiffusionControlNetImg2ImgPipeline
+        StableDiffusionControlNetInpaintPipeline StableDiffusionControlNetPAGInpaintPipeline StableDiffusionControlNetPAGPipeline
+        StableDiffusionControlNetPipeline""",
+    "families.controlled_xl": """StableDiffusionXLAdapterPipeline StableDiffusionXLControlNetImg2ImgPipeline
+        StableDiffusionXLControlNetInpaintPipeline StableDiffusionXLControlNetPAGImg2ImgPipeline StableDiffusionXLControlNetPAGPipeline
+        StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetUnionImg2ImgPipeline
+        StableDiffusionXLControlNetUnionInpaintPipeline StableDiffusionXLControlNetUnionPipeline""",
     "families.latent_diffusion": "LDMPipeline LDMSuperResolutionPipeline LDMTextToImagePipeline",
     "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline StableDiffusionPAGImg2ImgPipeline
         StableDiffusionPAGInpaintPipeline StableDiffusionPAGPipeline StableDiffusionPipeline StableDiffusionSAGPipeline""",
@@ -25,7 +32,11 @@ _BY_MODULE = {
     "models.auto": "AutoModel",
     "models.autoencoder_kl": "AutoencoderKL",
     "models.autoencoder_kl_temporal_decoder": "AutoencoderKLTemporalDecoder",
+    "models.controlnet": "ControlNetModel",
+    "models.controlnet_union": "ControlNetUnionModel",
     "models.dit_transformer_2d": "DiTTransformer2DModel Transformer2DModel",
+    "models.multicontrolnet": "MultiControlNetModel MultiControlNetUnionModel",
+    "models.t2i_adapter": "MultiAdapter T2IAdapter",
     "models.unet_2d": "UNet2DModel",
     "models.unet_2d_condition": "UNet2DConditionModel",
     "models.unet_spatio_temporal_condition": "UNetSpatioTemporalConditionModel",

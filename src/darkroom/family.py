@@ -173,7 +173,9 @@ class Family(DiffusionPipeline):
         rows = self.count(inputs)
         self.check(inputs)
         self.task.check(self, inputs, rows)
-        allowed = (*self.callback_tensors, *self.task.tensors)
+        if self.control is not None:
+            inputs = self.control.fit(self, inputs, rows)
+        allowed = (*self.callback_tensors, *self.task.tensors, *(self.control.tensors if self.control is not None else ()))
         if unknown := [n for n in inputs.callback_on_step_end_tensor_inputs if n not in allowed]:
             raise InputError("No such tensor.", where="callback_on_step_end_tensor_inputs", got=unknown, expected=", ".join(allowed))
         if inputs.guidance is not None and not callable(inputs.guidance):
@@ -181,7 +183,10 @@ class Family(DiffusionPipeline):
             raise InputError("This is no guidance.", where="guidance", got=got, expected="such as CFG(5)", fix=fix)
         guidance = copy.deepcopy(inputs.guidance) or self.guidance(inputs)  # terms keep what they record, so a call has its own
         branch = guidance.needs_negative and not self.guidance_distilled
-        cond = guidance.prepare(self.encode(inputs, branch or getattr(guidance, "reads_negative", False)), self)
+        cond = self.encode(inputs, branch or getattr(guidance, "reads_negative", False))
+        if self.control is not None:
+            cond = self.control.prepare(self, inputs, cond)
+        cond = guidance.prepare(cond, self)
         run = Run(inputs, rows, cond, scheduler=copy.copy(self.scheduler))
         self.task.start(self, run)
         if self.control is not None:

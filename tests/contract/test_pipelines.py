@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from families import tiny
+from families import controls, tiny
 from PIL import Image
 import darkroom
 from darkroom import DiffusionPipeline, Family, InputError
@@ -25,7 +25,7 @@ CLASSES = sorted(
 def folder(tmp_path_factory):
     @cache
     def write(kind: str) -> Path:
-        return getattr(tiny, kind)(tmp_path_factory.mktemp(kind))
+        return getattr(controls if kind in controls.__all__ else tiny, kind)(tmp_path_factory.mktemp(kind))
 
     return write
 
@@ -33,9 +33,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
 def pipe(request, folder):
     cls = request.param
-    names = cls.declared().components
-    kind = "sd" if "text_encoder_2" not in names else "sdxl_edit" if cls.task.name == "edit" else "sdxl"
-    made = cls.from_pretrained(folder(tiny.KINDS.get(cls.__name__, kind)))
+    parts = cls.declared().annotations or dict.fromkeys(cls.declared().components)
+    kind = "sd" if "text_encoder_2" not in parts else "sdxl_edit" if cls.task.name == "edit" else "sdxl"
+    steered = [name for name in ("controlnet", "adapter") if name in parts]
+    steered = ["union" if "Union" in str(parts[name]) else name for name in steered]
+    made = cls.from_pretrained(folder(tiny.KINDS.get(cls.__name__, "_".join([kind, *steered]))))
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -49,9 +51,10 @@ def call(pipe: Any, seed: Any = 0, **changes: Any) -> Any:
     names = inspect.signature(type(pipe).__call__).parameters
     area = Image.new("L", (32, 32))
     area.paste(255, (8, 8, 24, 24))
-    possible = {"prompt": "the red cat", "image": picture(), "mask_image": area, "class_labels": [3], "num_frames": 2}
-    possible |= {"height": 32, "width": 32} if "num_frames" in names else {}
-    arguments = {k: v for k, v in possible.items() if k in names and (k != "image" or pipe.task.name != "text2image")}
+    possible = {"prompt": "the red cat", "image": picture(), "mask_image": area, "control_image": picture(), "control_mode": 1}
+    possible |= {"class_labels": [3], "num_frames": 2, **({"height": 32, "width": 32} if "num_frames" in names else {})}
+    seen = pipe.task.name != "text2image" or pipe.control is not None
+    arguments = {k: v for k, v in possible.items() if k in names and (k != "image" or seen)}
     arguments |= {"strength": 0.8} if pipe.task.name == "image2image" else {}
     seeds = [torch.Generator().manual_seed(s) for s in seed] if isinstance(seed, list) else torch.Generator().manual_seed(seed)
     return pipe(**{**arguments, "num_inference_steps": 3, "output_type": "np", "generator": seeds, **changes})

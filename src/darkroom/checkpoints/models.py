@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..config import Configurable
 from ..errors import CheckpointError, ConfigError, DarkroomError, InputError
 from ..models.base import Model
+from ..models.several import Several
 from .files import PathLike, check_outward_links, is_safe, listing, read_json
 from .hub import HUB_OPTIONS, check_source, locate
 from .index import building, is_transformers, quiet_transformers, without_collector
@@ -311,6 +312,9 @@ def load_component(
     Raises CheckpointError, which names the component and the file.
     """
     with component_errors(name, cls, folder):
+        if issubclass(cls, Several):  # several networks of one class, in folders beside each other
+            options |= {"variant": variant, "use_safetensors": use_safetensors}
+            return cls([load_component(name, cls.part, each, **options) for each in cls.folders(folder)])
         own, names = issubclass(cls, Model), listing(folder)
         if own or issubclass(cls, importlib.import_module("transformers").PreTrainedModel):
             if weights is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 
 __all__ = [
-    "crop_region", "image_count", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "pixels_of", "resize_image", "resize_smooth",
+    "crop_region", "hint_to_tensor", "image_count", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "pixels_of", "resize_image", "resize_smooth",
     "tensor_to_images", "tensor_to_videos",
 ]  # fmt: skip
 
@@ -59,6 +59,16 @@ def mask_to_tensor(
     or (B, 1, H, W), of any real dtype. All else is as in `image_to_tensor`; more than one channel raises InputError too.
     """
     return (_read(_items(mask, where), 1, (height, width), factor, crop, resize_mode, where) >= 0.5).float()
+
+
+def hint_to_tensor(
+    image: Any, *, channels: int = 3, height: int, width: int, crop: Box | None = None, resize_mode: str = "default", where: str = "image"
+) -> Tensor:
+    """The pictures that a control looks at, as (B, channels, H, W) float32: PIL images and bytes in [0, 1], other values as they are.
+    Sizes, `crop` and `resize_mode` are as in `image_to_tensor`; another number of channels raises InputError too.
+    """
+    items = [i / 255 if str(getattr(i, "dtype", "")).endswith("uint8") else i for i in _items(image, where)]
+    return _read(items, channels, (height, width), 1, crop, resize_mode, where)
 
 
 def tensor_to_images(x: Tensor, output_type: str = "pil") -> Any:

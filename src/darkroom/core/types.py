@@ -54,7 +54,7 @@ class Run:
     scheduler: Any  # this run's own copy: solver history lives here
     x: Tensor = None  # type: ignore[assignment]  # latents (B, C, H, W), set by Task.start
     timesteps: Tensor = None  # type: ignore[assignment]  # (steps,), set by Task.start
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # what a task keeps from start to end, by public name
+    tensors: dict[str, Any] = field(default_factory=dict)  # what a task and a control keep from start to end, by public name
     steps: int = 0  # of the whole schedule, set with the timesteps
     index: int = 0
     stop: bool = False
@@ -116,15 +116,19 @@ class Task(Protocol):
 
 class Control(Protocol):
     """A second network, a component of the pipeline, that looks at a picture and steers the denoiser. One object serves every call of its class.
-    `name` is what lists call it, `component` that of the pipeline, and `fits` tells whether a network is one of its kind. `start` runs after the
-    task's and puts what it needs into `run.tensors`. `residuals` are further keyword arguments of the denoiser for `x` (rows, C, H, W), the
-    scaled latents of all branches of the batch, whose conditions are in `branch`.
+    `name` is what lists call it, `component` that of the pipeline, and `fits` tells whether a network is one of its kind. `fit` gives the inputs
+    with the sizes that its picture settles, or raises InputError. `prepare` may mark branches by further conditions. `start` runs after the
+    task's and puts what it needs into `run.tensors`; callbacks see those that `tensors` names. `residuals` are further keyword arguments of the
+    denoiser for `x` (rows, C, H, W), what it receives for all branches of the batch, whose conditions are in `branch`.
     """
 
     name: str
     component: str
     Inputs: type
+    tensors: tuple[str, ...]
 
     def fits(self, component: Any) -> bool: ...
+    def fit(self, pipe: Any, inputs: Any, rows: int) -> Any: ...
+    def prepare(self, pipe: Any, inputs: Any, cond: Conditioning) -> Conditioning: ...
     def start(self, pipe: Any, run: Run) -> None: ...
     def residuals(self, pipe: Any, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Mapping[str, Any]: ...

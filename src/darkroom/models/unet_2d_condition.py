@@ -17,7 +17,7 @@ from .layers.resnet import Level, activation
 from .layers.unet_blocks import Attends, Block, down_levels, middle_block, per_block, up_levels
 from .unet_2d import UNet, UNet2DOutput
 
-__all__ = ["UNet2DConditionConfig", "UNet2DConditionModel", "UNet2DConditionOutput"]
+__all__ = ["ConditionedUNet", "UNet2DConditionConfig", "UNet2DConditionModel", "UNet2DConditionOutput"]
 
 logger = logging.getLogger("darkroom")
 
@@ -83,38 +83,18 @@ class UNet2DConditionConfig(Config):
     addition_embed_type_num_heads: int = 64
 
 
-class UNet2DConditionModel(UNet):
-    """A UNet over (B, C, H, W) that predicts noise, velocity or the clean sample, as its checkpoint was trained.
-    Raises ConfigError for an option that has no meaning, or whose length does not fit the number of blocks.
-    """
+class ConditionedUNet(UNet):
+    """What networks share that read a context and added conditions beside the timestep, a whole UNet or its way down alone (ControlNet)."""
 
-    Config = UNet2DConditionConfig
-    Result = UNet2DConditionOutput
-    config: UNet2DConditionConfig
+    def _levels(self, c: Any, width: int) -> list[Level]:
+        """What the way down is built from; `width` is that of the timestep embedding."""
+        heads = per_block(c, "attention_head_dim" if c.num_attention_heads is None else "num_attention_heads")
+        options = {"context_dim": per_block(c, "cross_attention_dim"), "only_cross": per_block(c, "only_cross_attention")}
+        options["depth"] = per_block(c, "transformer_layers_per_block")
+        options["head_dim"] = tuple(dim or size for dim, size in zip(per_block(c, "attention_head_dim"), c.block_out_channels))
+        return down_levels(c, temb_channels=width, heads=heads, **options)
 
-    def build(self, c: UNet2DConditionConfig) -> None:
-        for field, only in (("attention_type", "default"), ("dual_cross_attention", False)):
-            choose(field, c[field], {only: None})
-        head_dims, depths = per_block(c, "attention_head_dim"), per_block(c, "transformer_layers_per_block")
-        if c.reverse_transformer_layers_per_block is not None:
-            per_block(c, "reverse_transformer_layers_per_block")
-        elif any(isinstance(depth, tuple) for depth in depths):
-            where = "reverse_transformer_layers_per_block"
-            raise ConfigError("The depth of the way up is missing.", where=where, expected="one tuple per block")
-        self.conv_in = nn.Conv2d(c.in_channels, c.block_out_channels[0], c.conv_in_kernel, padding=(c.conv_in_kernel - 1) // 2)
-        width = self._build_embeddings(c)
-        self.concat_classes = c.class_embeddings_concat
-        heads = head_dims if c.num_attention_heads is None else per_block(c, "num_attention_heads")
-        options = {"context_dim": per_block(c, "cross_attention_dim"), "only_cross": per_block(c, "only_cross_attention"), "depth": depths}
-        options["head_dim"] = tuple(dim or width for dim, width in zip(head_dims, c.block_out_channels))
-        levels = down_levels(c, temb_channels=width * 2 if c.class_embeddings_concat else width, heads=heads, **options)
-        # head_dim is not reversed on the way up: the checkpoints were trained so
-        ups = zip(up_levels(levels), levels, c.reverse_transformer_layers_per_block or depths[::-1])
-        up = [replace(a, head_dim=b.head_dim, depth=depth) for a, b, depth in ups]
-        self._build_blocks(c, levels, self._middle(c, levels[-1]), up, c.act_fn, c.conv_out_kernel)
-        self.reads_context = c.addition_embed_type == "text" or any(getattr(m, "reads_context", False) for m in self.modules())
-
-    def _build_embeddings(self, c: UNet2DConditionConfig) -> int:
+    def _build_embeddings(self, c: Any) -> int:
         """What turns timestep, class and added conditions into one vector. Returns its width."""
 
         def given(field: str) -> int:
@@ -157,7 +137,7 @@ class UNet2DConditionModel(UNet):
         return width
 
     @staticmethod
-    def _middle(c: UNet2DConditionConfig, level: Level) -> Block | None:
+    def _middle(c: Any, level: Level) -> Block | None:
         bare: dict[str | None, Attends] = {None: None, "UNetMidBlock2D": None}
         read = {"UNetMidBlock2DCrossAttn": Transformer2D, "UNetMidBlock2DSimpleCrossAttn": AddedKVAttention}
         kind = choose("mid_block_type", c.mid_block_type, bare | read)
@@ -168,6 +148,63 @@ class UNet2DConditionModel(UNet):
             only_cross = c.only_cross_attention is True
         options = {"resnet_skip_time_act": simple and c.resnet_skip_time_act, "only_cross": simple and only_cross}
         return middle_block(kind, replace(level, resnet_out_scale_factor=c.mid_block_scale_factor, **options), layers=2 if kind else 1)
+
+    def _conditions(
+        self, x: Tensor, timestep: Tensor | float, context: Tensor | None, class_labels: Tensor | None, timestep_cond: Tensor | None,
+        added: Mapping[str, Tensor], attention_mask: Tensor | None, dims: tuple[int, ...], attend: Attend | None,
+    ) -> Conditions:  # fmt: skip
+        """What blocks receive, from the arguments of a call; `dims` are the widths that the context may have."""
+        if self.reads_context and (context is None or context.ndim != 3 or context.shape[-1] not in dims):
+            got, fix = None if context is None else tuple(context.shape), "Use the text encoder that belongs to this checkpoint."
+            what, where = "The context does not fit this network.", "encoder_hidden_states"
+            raise InputError(what, where=where, got=got, expected=f"(B, M, {dims[0]})", fix=fix)
+        temb, kind = self._embed(x, timestep, class_labels, timestep_cond), self.config.addition_embed_type
+        if kind is not None:
+            temb = temb + self.add_embedding(context if kind == "text" else self._pooled(added).to(temb.dtype))
+        return Conditions(temb, context, as_bias(attention_mask, x.dtype), attend=attend or self.attend)
+
+    def _pooled(self, added: Mapping[str, Tensor]) -> Tensor:
+        """Pooled text beside the sinusoids of SDXL's sizes (Podell et al. 2023)."""
+        for name in ("text_embeds", "time_ids"):
+            if added.get(name) is None:
+                raise InputError("A condition is missing.", where="added_cond_kwargs", got=list(added), expected=name)
+        pooled, ids = added["text_embeds"], added["time_ids"]
+        sizes = self.add_time_proj(ids.flatten()).reshape(pooled.shape[0], -1)  # (B, numbers x dim)
+        expected = self.add_embedding.linear_1.in_features
+        if pooled.shape[-1] + sizes.shape[-1] != expected:
+            what, where = "Pooled text and sizes do not have the width of this network.", "added_cond_kwargs: text_embeds, time_ids"
+            got = f"{pooled.shape[-1]} + {sizes.shape[-1]}"
+            raise InputError(what, where=where, got=got, expected=f"{expected}", fix="SDXL takes 6 time_ids per sample, its refiner 5.")
+        return torch.cat([pooled, sizes], -1)
+
+
+class UNet2DConditionModel(ConditionedUNet):
+    """A UNet over (B, C, H, W) that predicts noise, velocity or the clean sample, as its checkpoint was trained.
+    Raises ConfigError for an option that has no meaning, or whose length does not fit the number of blocks.
+    """
+
+    Config = UNet2DConditionConfig
+    Result = UNet2DConditionOutput
+    config: UNet2DConditionConfig
+
+    def build(self, c: UNet2DConditionConfig) -> None:
+        for field, only in (("attention_type", "default"), ("dual_cross_attention", False)):
+            choose(field, c[field], {only: None})
+        depths = per_block(c, "transformer_layers_per_block")
+        if c.reverse_transformer_layers_per_block is not None:
+            per_block(c, "reverse_transformer_layers_per_block")
+        elif any(isinstance(depth, tuple) for depth in depths):
+            where = "reverse_transformer_layers_per_block"
+            raise ConfigError("The depth of the way up is missing.", where=where, expected="one tuple per block")
+        self.conv_in = nn.Conv2d(c.in_channels, c.block_out_channels[0], c.conv_in_kernel, padding=(c.conv_in_kernel - 1) // 2)
+        width = self._build_embeddings(c)
+        self.concat_classes = c.class_embeddings_concat
+        levels = self._levels(c, width * 2 if c.class_embeddings_concat else width)
+        # head_dim is not reversed on the way up: the checkpoints were trained so
+        ups = zip(up_levels(levels), levels, c.reverse_transformer_layers_per_block or depths[::-1])
+        up = [replace(a, head_dim=b.head_dim, depth=depth) for a, b, depth in ups]
+        self._build_blocks(c, levels, self._middle(c, levels[-1]), up, c.act_fn, c.conv_out_kernel)
+        self.reads_context = c.addition_embed_type == "text" or any(getattr(m, "reads_context", False) for m in self.modules())
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor | None, class_labels: Tensor | None = None,
@@ -191,29 +228,24 @@ class UNet2DConditionModel(UNet):
             attend: the attention of this call, see `darkroom.core.attention`; the network's own if None.
         Raises InputError for an argument that is missing or does not fit the configuration.
         """
-        c, added = self.config, added_cond_kwargs or {}
+        c = self.config
         if unknown := sorted(set(cross_attention_kwargs or ()) - {"scale"}):
             logger.warning("cross_attention_kwargs that nothing reads: %s", ", ".join(unknown))
         x, context = self._centred(sample), encoder_hidden_states
         fits = c.cross_attention_dim if self.encoder_hid_proj is None else c.encoder_hid_dim
         dims = fits if isinstance(fits, tuple) else (fits,)
-        if self.reads_context and (context is None or context.ndim != 3 or context.shape[-1] not in dims):
-            got, fix = None if context is None else tuple(context.shape), "Use the text encoder that belongs to this checkpoint."
-            what, where = "The context does not fit this network.", "encoder_hidden_states"
-            raise InputError(what, where=where, got=got, expected=f"(B, M, {dims[0]})", fix=fix)
-        temb = self._embed(x, timestep, class_labels, timestep_cond)
-        if c.addition_embed_type is not None:
-            temb = temb + self.add_embedding(context if c.addition_embed_type == "text" else self._pooled(added).to(temb.dtype))
+        given = (class_labels, timestep_cond, added_cond_kwargs or {}, attention_mask)
+        cond = self._conditions(x, timestep, context, *given, dims, attend)
         if self.encoder_hid_proj is not None:
             context = self.encoder_hid_proj(context)  # (B, M, cross_attention_dim)
-        mask, context_mask = as_bias(attention_mask, x.dtype), as_bias(encoder_attention_mask, x.dtype)
+        context_mask = as_bias(encoder_attention_mask, x.dtype)
         if context_mask is not None and context is not None and context_mask.shape[-1] != context.shape[1]:
             got, keys = context_mask.shape[-1], context.shape[1]
             raise InputError("The mask does not fit.", where="encoder_attention_mask", got=got, expected=keys)
         inside, outside = down_intrablock_additional_residuals, down_block_additional_residuals
         if mid_block_additional_residual is None:  # older T2I-Adapter programs pass theirs as a ControlNet's
             inside, outside = outside if inside is None else inside, None
-        cond = Conditions(self.time_embed_act(temb), context, mask, context_mask, attend or self.attend)
+        cond = replace(cond, temb=self.time_embed_act(cond.temb), context=context, context_mask=context_mask)
         return self._through(x, cond, inside or (), outside, mid_block_additional_residual)
 
     def sample_call(self, rows: int, height: int, width: int) -> Any:
@@ -233,20 +265,6 @@ class UNet2DConditionModel(UNet):
             labels = torch.empty(rows, c.projection_class_embeddings_input_dim, dtype=self.dtype)
         cond = None if c.time_cond_proj_dim is None else torch.empty(rows, c.time_cond_proj_dim, dtype=self.dtype)
         return self(x, torch.ones(1), context, class_labels=labels, timestep_cond=cond, added_cond_kwargs=added)
-
-    def _pooled(self, added: Mapping[str, Tensor]) -> Tensor:
-        """Pooled text beside the sinusoids of SDXL's sizes (Podell et al. 2023)."""
-        for name in ("text_embeds", "time_ids"):
-            if added.get(name) is None:
-                raise InputError("A condition is missing.", where="added_cond_kwargs", got=list(added), expected=name)
-        pooled, ids = added["text_embeds"], added["time_ids"]
-        sizes = self.add_time_proj(ids.flatten()).reshape(pooled.shape[0], -1)  # (B, numbers x dim)
-        expected = self.add_embedding.linear_1.in_features
-        if pooled.shape[-1] + sizes.shape[-1] != expected:
-            what, where = "Pooled text and sizes do not have the width of this network.", "added_cond_kwargs: text_embeds, time_ids"
-            got = f"{pooled.shape[-1]} + {sizes.shape[-1]}"
-            raise InputError(what, where=where, got=got, expected=f"{expected}", fix="SDXL takes 6 time_ids per sample, its refiner 5.")
-        return torch.cat([pooled, sizes], -1)
 
 
 def as_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
