@@ -584,7 +584,9 @@ def test_a_function_is_the_number_that_it_gives(pipe, plain):
     "make",
     [lambda o: APG(5.0, eta=1.0, norm_threshold=0.0, **o), lambda o: MagnitudeAware(5.0, alpha=0.0, **o), lambda o: FDG((5.0, 5.0), **o)],
 )
-@pytest.mark.parametrize("options", [{}, {"rescale": 0.5}, {"terms": [PAG(2.0)]}, {"start": 0.2, "stop": 0.6}, ORIGINAL], ids=lambda o: " ".join(o) or "plain")
+@pytest.mark.parametrize(
+    "options", [{}, {"rescale": 0.5}, {"terms": [PAG(2.0)]}, {"start": 0.2, "stop": 0.6}, ORIGINAL], ids=lambda o: " ".join(o) or "plain"
+)
 def test_what_comes_down_to_cfg_equals_it(pipe, make, options):
     torch.testing.assert_close(run(pipe, make(options)), run(pipe, CFG(5.0, **options)), atol=1e-4, rtol=1e-4)
 
