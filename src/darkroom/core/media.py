@@ -15,8 +15,8 @@ from torch import Tensor
 from ..errors import InputError
 
 __all__ = [
-    "crop_region", "hint_to_tensor", "image_count", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "pixels_of", "resize_image", "resize_smooth",
-    "tensor_to_images", "tensor_to_videos",
+    "crop_region", "hint_to_tensor", "image_count", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "pixels_of",
+    "resize_image", "resize_smooth", "tensor_to_images", "tensor_to_videos",
 ]  # fmt: skip
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
