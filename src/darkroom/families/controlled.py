@@ -1,14 +1,13 @@
 """Stable Diffusion with a control: ControlNets and T2I-Adapters. What they do is in `core.control`, for every task and guidance."""
 
 from __future__ import annotations
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from ..core.control import ControlNets, T2IAdapters
 from ..core.guidance import PAG
 from ..core.tasks import Image2Image, Inpaint, Text2Image
 from ..core.tasks.image2image import from_strength
-from ..core.types import Branch, Run
+from ..core.types import Run
 from ..family import Family
 from .stable_diffusion import StableDiffusion, StableDiffusionPipelineOutput
 
@@ -91,10 +90,6 @@ class StableDiffusionControlNet(WithControlNet, StableDiffusion):
         "image2image": f"prompt image control_image height width strength num_inference_steps {_TEXT} {_OUTPUT} guess_mode {_WINDOW}",
         "inpaint": f"{_INPAINT} {_TEXT} {_OUTPUT} guess_mode {_WINDOW}",
     }
-
-    def conditions(self, branch: Branch) -> Mapping[str, Any]:
-        """The arguments of the ControlNets that say what to picture."""
-        return {"encoder_hidden_states": branch.cond["context"]}
 
 
 class StableDiffusionControlNetPipeline(StableDiffusionControlNet):

@@ -3,11 +3,10 @@ from collections.abc import Callable
 from torch import Generator
 from ..core.types import Guidance
 from torch import Tensor
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from ..core.tasks import Image2Image
-from ..core.types import Branch, Run
+from ..core.types import Run
 from ..family import Family
 from .stable_diffusion import StableDiffusion, StableDiffusionPipelineOutput
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
@@ -41,9 +40,6 @@ class StableDiffusionControlNet(WithControlNet, StableDiffusion):
     safety_checker: StableDiffusionSafetyChecker | None
     feature_extractor: CLIPImageProcessor | None
     image_encoder: CLIPVisionModelWithProjection | None
-
-    def conditions(self, branch: Branch) -> Mapping[str, Any]:
-        ...
 class StableDiffusionControlNetPipeline(StableDiffusionControlNet):
 
     def __call__(self, prompt: str | list[str] | None=None, image: Any=None, height: int | None=None, width: int | None=None, num_inference_steps: int=50, timesteps: list[int] | None=None, sigmas: list[float] | None=None, guidance_scale: float=7.5, negative_prompt: str | list[str] | None=None, num_images_per_prompt: int=1, eta: float=0.0, generator: Generator | list[Generator] | None=None, latents: Tensor | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, ip_adapter_image: Any=None, ip_adapter_image_embeds: list[Tensor] | None=None, output_type: str='pil', return_dict: bool=True, cross_attention_kwargs: dict[str, Any] | None=None, controlnet_conditioning_scale: float | list[float]=1.0, guess_mode: bool=False, control_guidance_start: float | list[float]=0.0, control_guidance_end: float | list[float]=1.0, clip_skip: int | None=None, callback_on_step_end: Callable[..., dict[str, Any]] | None=None, callback_on_step_end_tensor_inputs: list[str]=..., *, guidance: Guidance | None=None, callback: Callable[..., None] | None=None, callback_steps: int=1, guidance_rescale: float=0.0, prompt_syntax: str='plain') -> Any:
