@@ -188,7 +188,7 @@ class _Diffusers(ModuleType):
     def __getattr__(self, name: str) -> Any:
         from .._public import NAMES
 
-        if name in NAMES:
+        if name in NAMES and name != "pipelines":  # a function here, a package there
             return getattr(importlib.import_module("darkroom"), name)
         if name.startswith("__"):
             raise AttributeError(name)
