@@ -7,11 +7,14 @@ from typing import Any
 __all__ = ["NAMES", "lazy"]
 
 _BY_MODULE = {
-    "core.guidance": "CFG PAG SAG",
-    "core.tasks": "Image2Image Inpaint Text2Image",
+    "core.guidance": "CFG InstructCFG PAG SAG",
+    "core.tasks": "Depth2Image Edit Image2Image Inpaint LatentUpscale Panorama Text2Image Upscale Variation",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
     "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline StableDiffusionPAGImg2ImgPipeline
         StableDiffusionPAGInpaintPipeline StableDiffusionPAGPipeline StableDiffusionPipeline StableDiffusionSAGPipeline""",
+    "families.stable_diffusion_variants": """LatentConsistencyModelImg2ImgPipeline LatentConsistencyModelPipeline
+        StableDiffusionDepth2ImgPipeline StableDiffusionImageVariationPipeline StableDiffusionInstructPix2PixPipeline
+        StableDiffusionLatentUpscalePipeline StableDiffusionPanoramaPipeline StableDiffusionUpscalePipeline""",
     "families.unconditional": "DDIMPipeline DDPMPipeline",
     "family": "Family ImagePipelineOutput",
     "models.auto": "AutoModel",

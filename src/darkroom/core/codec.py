@@ -18,10 +18,12 @@ class LatentCodec(Protocol):
 
 
 class ScaledCodec:
-    """A variational autoencoder whose latents are shifted and scaled to unit variance: z = (sample - shift) scale (Rombach et al. 2022, G)."""
+    """A variational autoencoder whose latents are shifted and scaled to unit variance: z = (sample - shift) scale (Rombach et al. 2022, G).
+    `scale` is that of its configuration if not given.
+    """
 
-    def __init__(self, component: str = "vae"):
-        self.component = component
+    def __init__(self, component: str = "vae", scale: float | None = None):
+        self.component, self.scale = component, scale
 
     def factor(self, pipe: Any) -> int:
         return 2 ** (len(getattr(pipe, self.component).config.block_out_channels) - 1)
@@ -34,11 +36,11 @@ class ScaledCodec:
         vae = getattr(pipe, self.component)
         parts = zip(pixels.split(1), generator) if isinstance(generator, (list, tuple)) else [(pixels, generator)]
         z = torch.cat([vae.encode(part).latent_dist.sample(source) for part, source in parts])
-        return (z - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+        return (z - (vae.config.shift_factor or 0)) * (self.scale or vae.config.scaling_factor)
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
         vae = getattr(pipe, self.component)
-        return vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
+        return vae.decode(latents / (self.scale or vae.config.scaling_factor) + (vae.config.shift_factor or 0)).sample
 
 
 class Pixels:

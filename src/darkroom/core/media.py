@@ -14,7 +14,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from ..errors import InputError
 
-__all__ = ["crop_region", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "resize_image", "tensor_to_images"]
+__all__ = [
+    "crop_region",
+    "image_size",
+    "image_to_tensor",
+    "mask_to_tensor",
+    "overlay",
+    "resize_image",
+    "smooth_to_multiple",
+    "tensor_to_images",
+]
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
 Size = tuple[int | None, int | None]  # height and width, None for the picture's own
@@ -46,6 +55,15 @@ def image_to_tensor(
         warnings.warn(f"{where}: values from {low:g} to {high:g} are taken as [-1, 1]; pass [0, 1].", stacklevel=2)
         return x
     return 2 * x - 1
+
+
+def smooth_to_multiple(image: Any, factor: int) -> Any:
+    """PIL images cut to multiples of `factor` by bicubic resampling, for networks that were trained so; anything else as it is."""
+    if not all(isinstance(i, Image.Image) for i in (image if isinstance(image, (list, tuple)) else [image])):
+        return image
+    items = _items(image, "image")
+    sides = [[max(side - side % factor, 1) for side in i.size] for i in items]
+    return [i.resize((width, height), Image.Resampling.BICUBIC) for i, (width, height) in zip(items, sides)]
 
 
 def mask_to_tensor(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from ..errors import InputError
 
-__all__ = ["encode_text", "guidance_embedding", "prompt_list"]
+__all__ = ["encode_text", "guidance_embedding", "prompt_list", "tokenize"]
 
 logger = logging.getLogger("darkroom")
 _TOKENIZING = threading.Lock()  # a fast tokenizer keeps its padding and truncation settings in itself
@@ -24,16 +24,22 @@ def prompt_list(value: Any, where: str) -> list[str]:
     return list(prompts)
 
 
-def encode_text(
-    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True
-) -> Tensor:
-    """The encoder's last states, or those `clip_skip` layers before under the final norm: (B, M, d)."""
+def tokenize(tokenizer: Any, prompts: Sequence[str], warn: bool = True) -> Any:
+    """The prompts as `input_ids` and `attention_mask`, both (B, M), padded and cut to the length that the tokenizer says."""
     with _TOKENIZING:
         length = tokenizer.model_max_length
         batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         whole = tokenizer(list(prompts)).input_ids if warn else []
     for lost in (tokenizer.decode(ids[length - 1 : -1]) for ids in whole if len(ids) > length):
         logger.warning(f"The prompt is longer than the {length} tokens that its encoder reads; dropped: {lost!r}")
+    return batch
+
+
+def encode_text(
+    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True
+) -> Tensor:
+    """The encoder's last states, or those `clip_skip` layers before under the final norm: (B, M, d)."""
+    batch = tokenize(tokenizer, prompts, warn)
     mask = batch.attention_mask.to(device) if getattr(encoder.config, "use_attention_mask", False) else None
     ids = batch.input_ids.to(device)
     if clip_skip is None:

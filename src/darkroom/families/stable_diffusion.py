@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ..schedulers.base import Scheduler
 
 __all__ = [
-    "StableDiffusion", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionPAGImg2ImgPipeline",
-    "StableDiffusionPAGInpaintPipeline", "StableDiffusionPAGPipeline", "StableDiffusionPipeline", "StableDiffusionPipelineOutput",
-    "StableDiffusionSAGPipeline",
+    "Checked", "LatentText", "LatentUNet", "PromptInputs", "StableDiffusion", "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline", "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline",
+    "StableDiffusionPAGPipeline", "StableDiffusionPipeline", "StableDiffusionPipelineOutput", "StableDiffusionSAGPipeline",
 ]  # fmt: skip
 
 logger = logging.getLogger("darkroom")
@@ -65,45 +65,39 @@ _RESCALED = f"cross_attention_kwargs guidance_rescale {_END}"
 _INPAINT = "prompt image mask_image masked_image_latents height width padding_mask_crop strength num_inference_steps"
 
 
-class StableDiffusion(Family):
-    """A UNet over 4-channel latents, conditioned on the states of a CLIP text encoder (Rombach et al. 2022)."""
+class LatentUNet(Family):
+    """A UNet over 4-channel latents (Rombach et al. 2022), whatever it is conditioned on: `context` and more among the conditions."""
+
+    codec = ScaledCodec("vae")
+    size_step = 8
+    middle_site = "mid_block.attentions.0.transformer_blocks.0.attn1"
+
+    @property
+    def denoiser(self) -> Any:
+        return self.unet
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        cond, options = (
+            branch.cond,
+            {"cross_attention_kwargs": getattr(run.inputs, "cross_attention_kwargs", None), "attend": branch.attend},
+        )
+        more = {name: cond.get(name) for name in ("timestep_cond", "class_labels")}
+        return self.unet(x, t, cond["context"], **more, **options, **self.residuals(x, t, branch, run)).sample
+
+    def step_options(self, run: Run) -> dict[str, Any]:
+        return {"eta": run.inputs.eta, "generator": run.inputs.generator}
+
+
+class LatentText(LatentUNet):
+    """The same, conditioned on the states of a CLIP text encoder."""
 
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     unet: UNet2DConditionModel
     scheduler: Scheduler
-    safety_checker: StableDiffusionSafetyChecker | None
-    feature_extractor: CLIPImageProcessor | None
-    image_encoder: CLIPVisionModelWithProjection | None
-    options: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": True}
-    codec = ScaledCodec("vae")
     inputs = PromptInputs
-    size_step = 8
-    middle_site = "mid_block.attentions.0.transformer_blocks.0.attn1"
     callback_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
-    tasks = {"mask_image": Inpaint(strength=1.0), "image": Image2Image(strength=0.8)}
-    arguments = {
-        "text2image": f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} {_RESCALED}",
-        "image2image": f"prompt image strength num_inference_steps {_PROMPT} {_EMBEDS} cross_attention_kwargs {_END}",
-        "inpaint": f"{_INPAINT} {_PROMPT} latents {_EMBEDS} cross_attention_kwargs {_END}",
-    }
-    Output = StableDiffusionPipelineOutput
-
-    def __init__(self, *args: Any, **values: Any):
-        super().__init__(*args, **values)
-        if self.safety_checker is not None and self.feature_extractor is None:
-            what, fix = "The safety checker lacks its feature extractor.", "Pass one, or go without a checker: safety_checker=None."
-            raise InputError(what, where="feature_extractor", expected="a CLIPImageProcessor", fix=fix)
-        if self.safety_checker is None and self.requires_safety_checker:
-            logger.warning(
-                f"{type(self).__name__} runs without its safety checker (safety_checker=None): its results are unfiltered. Keep to the "
-                "model's licence, and think twice before showing them to the public. requires_safety_checker=False silences this."
-            )
-
-    @property
-    def denoiser(self) -> Any:
-        return self.unet
 
     def check(self, inputs: Any) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -164,15 +158,6 @@ class StableDiffusion(Family):
             cond["timestep_cond"] = guidance_embedding(scales, scale_dim).to(positive)
         return Conditioning(Branch(cond, attend), None if negative is None else Branch({"context": negative}, attend))
 
-    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
-        cond, options = branch.cond, {"cross_attention_kwargs": run.inputs.cross_attention_kwargs, "attend": branch.attend}
-        return self.unet(
-            x, t, cond["context"], timestep_cond=cond.get("timestep_cond"), **options, **self.residuals(x, t, branch, run)
-        ).sample
-
-    def step_options(self, run: Run) -> dict[str, Any]:
-        return {"eta": run.inputs.eta, "generator": run.inputs.generator}
-
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
         contexts = [b.cond["context"] for b in (run.cond.negative, run.cond.positive) if b is not None]
         negative = {"negative_prompt_embeds": contexts[0]} if len(contexts) > 1 else {}
@@ -186,10 +171,30 @@ class StableDiffusion(Family):
             negative = cond.negative and cond.negative.with_cond(context=other[0] if other else cond.negative.cond["context"])
             run.cond = Conditioning(cond.positive.with_cond(context=positive), negative)
 
+
+class Checked(Family):
+    """A mixin: the pictures go past a safety checker, if there is one."""
+
+    safety_checker: StableDiffusionSafetyChecker | None
+    feature_extractor: CLIPImageProcessor | None
+    options: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": True}
+    Output = StableDiffusionPipelineOutput
+
+    def __init__(self, *args: Any, **values: Any):
+        super().__init__(*args, **values)
+        if self.safety_checker is not None and self.feature_extractor is None:
+            what, fix = "The safety checker lacks its feature extractor.", "Pass one, or go without a checker: safety_checker=None."
+            raise InputError(what, where="feature_extractor", expected="a CLIPImageProcessor", fix=fix)
+        if self.safety_checker is None and self.requires_safety_checker:
+            logger.warning(
+                f"{type(self).__name__} runs without its safety checker (safety_checker=None): its results are unfiltered. Keep to the "
+                "model's licence, and think twice before showing them to the public. requires_safety_checker=False silences this."
+            )
+
     def decode(self, run: Run) -> dict[str, Any]:
         if run.inputs.output_type == "latent":
-            return {"images": run.x, "nsfw_content_detected": None}
-        pixels = self.codec.decode(self, run.x)
+            return {"images": self.result(run), "nsfw_content_detected": None}
+        pixels = self.pixels(run)
         pixels, flagged = self.run_safety_checker(pixels, pixels.device, pixels.dtype)
         return {"images": self.to_images(pixels, run), "nsfw_content_detected": flagged}
 
@@ -200,6 +205,18 @@ class StableDiffusion(Family):
         seen = self.feature_extractor(tensor_to_images(image), return_tensors="pt").pixel_values.to(device, dtype)
         checked, flagged = self.safety_checker(clip_input=seen, images=tensor_to_images(image, "pt"))
         return checked * 2 - 1, flagged
+
+
+class StableDiffusion(Checked, LatentText):
+    """Stable Diffusion 1.x and 2.x, the base of its pipelines."""
+
+    image_encoder: CLIPVisionModelWithProjection | None
+    tasks = {"mask_image": Inpaint(strength=1.0), "image": Image2Image(strength=0.8)}
+    arguments = {
+        "text2image": f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} {_RESCALED}",
+        "image2image": f"prompt image strength num_inference_steps {_PROMPT} {_EMBEDS} cross_attention_kwargs {_END}",
+        "inpaint": f"{_INPAINT} {_PROMPT} latents {_EMBEDS} cross_attention_kwargs {_END}",
+    }
 
 
 class StableDiffusionPipeline(StableDiffusion):

@@ -1,4 +1,5 @@
 # Written by scripts/stubs.py.
+# mypy: disable-error-code=override
 from collections.abc import Callable
 from torch import Generator
 from ..core.types import Guidance
@@ -33,23 +34,23 @@ class PromptInputs(CallInputs):
     ip_adapter_image_embeds: list[Tensor] | None = ...
     cross_attention_kwargs: dict[str, Any] | None = ...
     clip_skip: int | None = ...
-class StableDiffusion(Family):
+class LatentUNet(Family):
+
+    @property
+    def denoiser(self) -> Any:
+        ...
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        ...
+
+    def step_options(self, run: Run) -> dict[str, Any]:
+        ...
+class LatentText(LatentUNet):
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     unet: UNet2DConditionModel
     scheduler: Scheduler
-    safety_checker: StableDiffusionSafetyChecker | None
-    feature_extractor: CLIPImageProcessor | None
-    image_encoder: CLIPVisionModelWithProjection | None
-    options: ClassVar[Mapping[str, Any]] = ...
-
-    def __init__(self, *args: Any, **values: Any):
-        ...
-
-    @property
-    def denoiser(self) -> Any:
-        ...
 
     def check(self, inputs: Any) -> None:
         ...
@@ -64,16 +65,17 @@ class StableDiffusion(Family):
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
         ...
 
-    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
-        ...
-
-    def step_options(self, run: Run) -> dict[str, Any]:
-        ...
-
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
         ...
 
     def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        ...
+class Checked(Family):
+    safety_checker: StableDiffusionSafetyChecker | None
+    feature_extractor: CLIPImageProcessor | None
+    options: ClassVar[Mapping[str, Any]] = ...
+
+    def __init__(self, *args: Any, **values: Any):
         ...
 
     def decode(self, run: Run) -> dict[str, Any]:
@@ -81,6 +83,8 @@ class StableDiffusion(Family):
 
     def run_safety_checker(self, image: Tensor, device: Any, dtype: torch.dtype) -> tuple[Tensor, list[bool] | None]:
         ...
+class StableDiffusion(Checked, LatentText):
+    image_encoder: CLIPVisionModelWithProjection | None
 class StableDiffusionPipeline(StableDiffusion):
 
     def __call__(self, prompt: str | list[str] | None=None, height: int | None=None, width: int | None=None, num_inference_steps: int=50, timesteps: list[int] | None=None, sigmas: list[float] | None=None, guidance_scale: float=7.5, negative_prompt: str | list[str] | None=None, num_images_per_prompt: int=1, eta: float=0.0, generator: Generator | list[Generator] | None=None, latents: Tensor | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, ip_adapter_image: Any=None, ip_adapter_image_embeds: list[Tensor] | None=None, output_type: str='pil', return_dict: bool=True, cross_attention_kwargs: dict[str, Any] | None=None, guidance_rescale: float=0.0, clip_skip: int | None=None, callback_on_step_end: Callable[..., dict[str, Any]] | None=None, callback_on_step_end_tensor_inputs: list[str]=..., *, guidance: Guidance | None=None, callback: Callable[..., None] | None=None, callback_steps: int=1) -> Any:

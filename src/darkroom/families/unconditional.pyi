@@ -1,4 +1,5 @@
 # Written by scripts/stubs.py.
+# mypy: disable-error-code=override
 from collections.abc import Callable
 from torch import Generator
 from ..core.types import Guidance

@@ -52,10 +52,18 @@ class Image2Image(Text2Image):
     pictures = ("image",)
     inputs: type[Inputs] = Image2ImageInputs
 
-    def start(self, pipe: Any, run: Run) -> None:
+    def read(self, pipe: Any, run: Run) -> Tensor:
+        """The pictures (b, 3, fH, fW) in [-1, 1], or latents (b, C, H, W)."""
         inputs, factor, channels = run.inputs, max(pipe.codec.factor(pipe), pipe.size_step), pipe.codec.channels(pipe)
-        image = image_to_tensor(inputs.image, height=inputs.height, width=inputs.width, factor=factor, latent_channels=channels)
-        run.timesteps = from_strength(pipe, run, inputs.strength)
+        return image_to_tensor(inputs.image, height=inputs.height, width=inputs.width, factor=factor, latent_channels=channels)
+
+    def timesteps(self, pipe: Any, run: Run) -> Tensor:
+        """What remains of the schedule: (steps,)."""
+        return from_strength(pipe, run, run.inputs.strength)
+
+    def start(self, pipe: Any, run: Run) -> None:
+        inputs, image = run.inputs, self.read(pipe, run)
+        run.timesteps = self.timesteps(pipe, run)
         if isinstance(inputs.generator, (list, tuple)):
             image = repeat_to(image, run.rows, "image")  # each generator draws a sample of its own
         clean = encode_image(pipe, run, image, "image")

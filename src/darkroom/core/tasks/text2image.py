@@ -1,6 +1,7 @@
 """From noise to a picture. The base of the other tasks too."""
 
 from __future__ import annotations
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from torch import Tensor
@@ -69,9 +70,13 @@ class Text2Image:
         run.timesteps = pipe.set_timesteps(run)
         run.x = self.noise(pipe, run) * run.scheduler.init_noise_sigma
 
+    def size(self, pipe: Any, run: Run) -> Sequence[int]:
+        """Height and width of the latents."""
+        return latent_size(pipe, run.inputs)
+
     def noise(self, pipe: Any, run: Run) -> Tensor:
         """Standard normal latents, or those that were passed: (B, C, H, W)."""
-        shape = (run.rows, pipe.codec.channels(pipe), *latent_size(pipe, run.inputs))
+        shape = (run.rows, pipe.codec.channels(pipe), *self.size(pipe, run))
         given = run.inputs.latents
         if given is None:
             return randn(shape, generator=run.inputs.generator, device=pipe.device, dtype=pipe.run_dtype(run))
