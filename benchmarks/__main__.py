@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few rounds on small networks; writes no file")
     parser.add_argument("--device", default="cpu", help='where networks run: "cpu" or "cuda"')
     parser.add_argument("--threads", type=int, default=1, help="threads of every process")
+    parser.add_argument("--folder", help="where `large` keeps its checkpoints (10 GB); a temporary folder if not given")
     options = parser.parse_args()
     # before torch is imported, here and in every child
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

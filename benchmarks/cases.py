@@ -271,3 +271,12 @@ def load(options: Options) -> Iterator[Row]:
     runs = {name: clock(lambda kind=kind: kind.from_pretrained(EMOJI)) for name, kind in classes.items()}
     got = interleave(runs, 2 if options.quick else 15)
     yield Row("`from_pretrained`", *(share(got[n], 1) for n in LIBRARIES), unit="ms", limit=1)
+
+
+@case(
+    "large", "0.6 x float32, 0.35 x to bfloat16 in 1.1 x the result's memory, 0.6 x SDXL in shards", "a fresh process each, page cache warm"
+)
+def large(options: Options) -> Iterator[Row]:
+    from .loading import rows
+
+    yield from rows(options)

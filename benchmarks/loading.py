@@ -1,12 +1,11 @@
-"""Loading of large checkpoints, beside the reference: `python -m benchmarks.loading [--rounds 3] [--folder KEPT]`.
+"""Loading of large checkpoints, beside the reference: `python -m benchmarks --only large [--folder KEPT]`.
 
-Writes (once) Stable Diffusion 1.5's layout in float32 (4.3 GB) and SDXL's UNet in float16 in shards of 1 GB (5.1 GB), of random weights. Every
-figure is of a fresh process in which everything is imported, the page cache warm; memory is over the process's own after its imports, in a run of
-its own.
+Writes (once, into KEPT) Stable Diffusion 1.5's layout in float32 (4.3 GB) and SDXL's UNet in float16 in shards of 1 GB (5.1 GB), of random
+weights. Every figure is of a fresh process in which everything is imported, the page cache warm; memory is over the process's own after its
+imports, in a run of its own.
 """
 
 from __future__ import annotations
-import argparse
 import json
 import os
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 from .cases import SD15
-from .measure import LIBRARIES, ROOT, Row, fresh, interleave
+from .measure import LIBRARIES, Options, Row, fresh, interleave
 
 __all__ = ["layouts", "rows"]
 
@@ -41,8 +40,8 @@ TEXT = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num
 PLAIN = 4 * 2**20  # bytes of a plain read
 
 
-def layouts(folder: Path) -> None:
-    """Write both layouts, where they are not there yet."""
+def layouts(folder: Path, quick: bool = False) -> None:
+    """Write both layouts, where they are not there yet; much narrower ones if `quick`."""
     import torch
     import transformers
     from families import tiny
@@ -50,6 +49,7 @@ def layouts(folder: Path) -> None:
     import darkroom
 
     numbers = torch.randn(2**24) / 30
+    narrow = {"block_out_channels": [32, 32, 64, 64]} if quick else {}
 
     def filled(module: nn.Module, dtype: torch.dtype) -> Any:
         """A module on "meta" with random values. They repeat: what they are makes no difference."""
@@ -62,7 +62,7 @@ def layouts(folder: Path) -> None:
 
     if not (folder / "sd" / "model_index.json").exists():
         with torch.device("meta"):
-            unet, vae = darkroom.UNet2DConditionModel(**SD15), darkroom.AutoencoderKL(**VAE)
+            unet, vae = darkroom.UNet2DConditionModel(**SD15 | narrow), darkroom.AutoencoderKL(**VAE | narrow)
         text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT))
         pipe = darkroom.StableDiffusionPipeline(
             unet=filled(unet, torch.float32),
@@ -76,8 +76,8 @@ def layouts(folder: Path) -> None:
         pipe.save_pretrained(folder / "sd")
     if not (folder / "sdxl" / "config.json").exists():
         with torch.device("meta"):
-            unet = darkroom.UNet2DConditionModel(**SDXL)
-        filled(unet, torch.float16).save_pretrained(folder / "sdxl", max_shard_size="1GB")
+            unet = darkroom.UNet2DConditionModel(**SDXL | ({"block_out_channels": [320] * 3} if quick else {}))
+        filled(unet, torch.float16).save_pretrained(folder / "sdxl", max_shard_size="100MB" if quick else "1GB")
 
 
 def resident() -> tuple[int, int]:
@@ -149,8 +149,9 @@ def reading(way: str, folder: str) -> tuple[Callable[[], Any], int]:
             for thread in threads:
                 thread.join()
 
+    config = json.loads((path.parent / "config.json").read_text())
     with torch.device("meta"):
-        unet = darkroom.UNet2DConditionModel(**SD15)
+        unet = darkroom.UNet2DConditionModel.from_config(config)
     dtype = torch.bfloat16 if way == "cast" else None
     memory = memoryview(torch.empty(size if way == "kept" else 0, dtype=torch.uint8).numpy())  # type: ignore[arg-type]
     return plain if way in ("plain", "kept") else lambda: load_weights(unet, Weights([path]), dtype=dtype, mmap=False), size
@@ -177,59 +178,43 @@ def child(task: str, *arguments: str) -> dict[str, float]:
     return {"rate": size / 1e9 / seconds} if task == "rate" else {"seconds": seconds}
 
 
-def rows(folder: Path, rounds: int, options: argparse.Namespace) -> Iterator[Row]:
-    """Each comparison as a row; `options.threads` are those of every process."""
+def rows(options: Options) -> Iterator[Row]:
+    """Each comparison as a row. The layouts are kept in `options.folder` if it is given."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or temporary
+        fresh(["-m", "benchmarks.loading", "--write", folder, *["quick"] * options.quick], options)
+        for path in Path(folder).rglob("*.safetensors"):
+            subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)  # into the page cache
+        yield from _rows(folder, 1 if options.quick else 5, options)
 
+
+def _rows(folder: str, rounds: int, options: Options) -> Iterator[Row]:
     def run(*arguments: str) -> dict[str, float]:
         return json.loads(fresh(["-m", "benchmarks.loading", "--child", *arguments], options)[2])
 
-    for path in folder.rglob("*.safetensors"):
-        subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)  # into the page cache
     cases = [("sd", "float32", 0.6), ("sd", "bfloat16", 0.35), ("sdxl", "float16", 0.6)]
     for what, dtype, limit in cases:
         name = {"sd": "SD 1.5 layout, float32", "sdxl": "SDXL UNet, float16 in shards of 1 GB"}[what] + f" to {dtype}"
-        for task in ("time", "use"):
-            runs = {lib: lambda lib=lib, task=task: run(task, lib, what, str(folder), dtype)["seconds"] for lib in LIBRARIES}  # noqa: B023
-            got = interleave(runs, rounds, warm_up=False)
-            ours, theirs = ([min(got[lib])] for lib in LIBRARIES)
-            if task == "time":
-                yield Row(name, ours, theirs, limit=limit, note=f"best of {rounds}")
-            else:
-                yield Row(f"{name}, and every weight read once", ours, theirs)
-        a, b = (run("memory", lib, what, str(folder), dtype) for lib in LIBRARIES)
+        for task, words in {"time": "", "use": ", and every weight read once"}.items():
+            runs = {lib: lambda lib=lib, task=task: run(task, lib, what, folder, dtype)["seconds"] for lib in LIBRARIES}  # noqa: B023
+            got = interleave(runs, rounds, warm_up=not options.quick)
+            yield Row(name + words, *(got[lib] for lib in LIBRARIES), limit=limit if task == "time" else None)
+        a, b = (run("memory", lib, what, folder, dtype) for lib in LIBRARIES)
         limits = (1.3, 1.1) if dtype == "bfloat16" else (None, None)
         for key, bound in zip(("peak", "anonymous"), limits):
             words = {"peak": "resident memory at the peak", "anonymous": "anonymous memory at the peak"}[key]
             yield Row(f"{words}, {what} to {dtype}", [a[key]], [b[key]], "x result", bound, True, f"result {a['GB']:.2f} GB")
-    ways = {way: partial(lambda way: run("rate", way, str(folder))["rate"], way) for way in ("plain", "kept", "read", "cast")}
-    best = {way: max(values) for way, values in interleave(ways, rounds, warm_up=False).items()}
+    ways = {way: partial(lambda way: run("rate", way, folder)["rate"], way) for way in ("plain", "kept", "read", "cast")}
+    got = interleave(ways, rounds, warm_up=not options.quick)
     for way, words in {"read": "reading float32 without mapping", "cast": "reading float32 as bfloat16"}.items():
         for limit, into in {"plain": "one small buffer", "kept": "memory of their own"}.items():
-            note = f"{best[way] / best[limit]:.0%}, target 70%"
-            yield Row(f"{words}, beside plain parallel reads into {into}", [best[way]], [best[limit]], "GB/s", note=note)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", help="where the checkpoints are kept; a temporary one, which is removed, if not given")
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--write", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.threads = 1
-    if options.child:
-        print(json.dumps(child(*options.child)))
-    elif options.write:
-        layouts(Path(options.write))
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(options.folder or temporary)
-            tests = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), str(ROOT)])
-            arguments = [sys.executable, "-m", "benchmarks.loading", "--write", str(folder)]
-            subprocess.run(arguments, check=True, env=os.environ | {"PYTHONPATH": tests})
-            for row in rows(folder, options.rounds, options):
-                print("  ".join(filter(None, row.cells())), flush=True)
+            row = Row(f"{words}, beside plain parallel reads into {into}", got[way], got[limit], "GB/s")
+            row.note = f"{row.ratio[0]:.0%}, target 70% or more" if row.ratio else ""
+            yield row
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1] == "--child":
+        print(json.dumps(child(*sys.argv[2:])))
+    else:
+        layouts(Path(sys.argv[2]), quick=len(sys.argv) > 3)

@@ -4,6 +4,7 @@ A contact sheet is a table in `SHEETS`: what its rows and columns set goes to th
 """
 
 from __future__ import annotations
+import math
 import sys
 import tempfile
 import textwrap
@@ -29,12 +30,14 @@ __all__ = ["OTHERS", "SHEETS", "Sheet", "make"]
 SIDE = 64  # pixels of a picture
 LINE = 13  # and of a line of text
 Advance = Callable[[], object]  # the progress bar, by one
-Settings = Mapping[str, Any]  # `pipeline_class` and `scheduler` name classes, `options` are the scheduler's; the rest goes to the call
+# `pipeline_class` and `scheduler` name classes, `options` are the scheduler's, `inputs` are functions whose results go to the call, and `show`
+# names the input that is shown in place of the picture; the rest goes to the call
+Settings = Mapping[str, Any]
 
 
 class Sheet(NamedTuple):
     """Pictures in rows and columns, with their labels. A cell is made with `fixed`, then the settings of its row and of its column; where there
-    is one row without a label, cells are `wrap` to a line, with their labels below.
+    is one row without a label, cells are `wrap` to a line, with their labels below. `side` is that of a cell in pixels.
     """
 
     columns: Mapping[str, Settings]
@@ -42,6 +45,7 @@ class Sheet(NamedTuple):
     fixed: Settings = {}
     wrap: int = 0
     colours: int = 256
+    side: int = SIDE
 
 
 SHOWN = (
@@ -77,6 +81,107 @@ SOLVERS: dict[str, Settings] = {
     "DPM-Solver++ 2M SDE": solver("DPMSolverMultistep", algorithm_type="sde-dpmsolver++"),
     "DEIS": solver("DEISMultistep"),
     "UniPC": solver("UniPCMultistep"),
+}
+
+
+Shape = tuple[str, Sequence[float], Any]  # a method of ImageDraw, its coordinates in 64ths of the picture, and the colour
+
+
+def drawn(*shapes: Shape, side: int = SIDE, mode: str = "RGB") -> Image.Image:
+    """A picture of simple shapes: coloured ones on white or, with mode "L", a mask."""
+    fine = Image.new(mode, (4 * side, 4 * side), "white" if mode == "RGB" else "black")
+    for kind, places, colour in shapes:
+        options = {"width": side // 4} if kind == "line" else {}
+        getattr(ImageDraw.Draw(fine), kind)([place * side / 16 for place in places], fill=colour, **options)
+    return fine.resize((side, side), Image.Resampling.LANCZOS if mode == "RGB" else Image.Resampling.NEAREST)
+
+
+APPLE: Sequence[Shape] = (
+    ("ellipse", (8, 17, 56, 60), (220, 40, 30)),
+    ("line", (32, 20, 38, 6), (80, 50, 20)),
+    ("ellipse", (36, 3, 54, 12), (60, 150, 50)),
+)
+HOUSE: Sequence[Shape] = (
+    ("rectangle", (15, 27, 50, 57), (240, 220, 170)),
+    ("polygon", (10, 29, 32, 8, 55, 29), (190, 60, 40)),
+    ("rectangle", (27, 40, 38, 57), (120, 70, 40)),
+)
+SMILE: Sequence[Shape] = (
+    ("ellipse", (8, 8, 56, 56), (255, 205, 40)),
+    ("ellipse", (20, 21, 26, 30), "black"),
+    ("ellipse", (38, 21, 44, 30), "black"),
+    ("line", (20, 39, 25, 44, 32, 46, 39, 44, 44, 39), "black"),
+)
+
+
+def between_prompts(first: str, second: str, share: float) -> torch.Tensor:
+    """Embeddings on the line between those of two prompts, (1, M, d)."""
+    pipe = pipeline("StableDiffusionPipeline")
+    ends = pipe.encode_prompt([first, second], do_classifier_free_guidance=False)[0]
+    return torch.lerp(ends[:1], ends[1:], share)
+
+
+def between_seeds(first: int, second: int, share: float) -> torch.Tensor:
+    """Noise on the arc between that of two seeds, (1, 4, 16, 16); on a line it would lose spread."""
+    a, b = (torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (first, second))
+    return math.cos(share * math.pi / 2) * a + math.sin(share * math.pi / 2) * b
+
+
+def sketch(shapes: Sequence[Shape], prompt: str, **settings: Any) -> Settings:
+    """Image to image from shapes."""
+    return {"pipeline_class": "StableDiffusionImg2ImgPipeline", "prompt": prompt, "inputs": {"image": partial(drawn, *shapes)}, **settings}
+
+
+@cache
+def known(prompt: str) -> Image.Image:
+    return paint(prompt=prompt)
+
+
+def repainted(name: str, prompt: str, *places: float) -> Settings:
+    """Inpainting of an emoji inside a rectangle."""
+    inputs = {"image": partial(known, name), "mask_image": partial(drawn, ("rectangle", places, "white"), mode="L")}
+    return {"pipeline_class": "StableDiffusionInpaintPipeline", "prompt": prompt, "inputs": inputs}
+
+
+@cache
+def four() -> Image.Image:
+    """Four emoji in one picture, 128 x 128."""
+    return darkroom.make_image_grid([known(name) for name in ("owl", "castle", "red apple", "automobile")], rows=2, cols=2)
+
+
+def pag(scale: float, layers: str) -> Settings:
+    return {"guidance": darkroom.CFG(1.0, terms=[darkroom.PAG(scale, layers=layers)])}
+
+
+def sag(scale: float) -> Settings:
+    return {"guidance": darkroom.CFG(1.0, terms=[darkroom.SAG(scale)])}
+
+
+GUIDANCES: dict[str, Settings] = {  # more than suits the network, and what tames it
+    "CFG 2.5": {"guidance": darkroom.CFG(2.5)},
+    "CFG 10": {"guidance": darkroom.CFG(10.0)},
+    "rescale 0.7": {"guidance": darkroom.CFG(10.0, rescale=0.7)},
+    "first half": {"guidance": darkroom.CFG(10.0, stop=0.5)},
+    "second half": {"guidance": darkroom.CFG(10.0, start=0.5)},
+    "falling": {"guidance": darkroom.CFG(lambda t: t / 100)},
+    "APG": {"guidance": darkroom.APG(10.0, norm_threshold=4.0, eta=0.0)},
+    "Dynamic Thresholding": {"guidance": darkroom.DynamicThresholding(10.0, mimic_scale=2.5)},
+    "Magnitude Aware": {"guidance": darkroom.MagnitudeAware(10.0)},
+    "CFGZeroStar": {"guidance": darkroom.CFGZeroStar(10.0, zero_init_steps=0)},
+    "TCFG": {"guidance": darkroom.TCFG(10.0)},
+    "FDG": {"guidance": darkroom.FDG((10.0, 2.5))},
+}
+TERMS: dict[str, Settings] = {
+    "no term": {"guidance": darkroom.CFG(1.0)},
+    "PAG 1": {"guidance": darkroom.CFG(1.0, terms=[darkroom.PAG(1.0)])},
+    "PAG 3": {"guidance": darkroom.CFG(1.0, terms=[darkroom.PAG(3.0)])},
+    "SAG 0.75": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SAG(0.75)])},
+    "SEG 1": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SEG(1.0)])},
+    "SEG 3": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SEG(3.0)])},
+    "SLG 2.8": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SLG(2.8)])},
+    "SLG 1, always": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SLG(1.0, start=0.0, stop=1.0)])},
+    "AutoGuidance 1": {"guidance": darkroom.CFG(1.0, terms=[darkroom.AutoGuidance(1.0, dropout=0.1)])},
+    "NAG 5": {"guidance": darkroom.CFG(1.0, terms=[darkroom.NAG(5.0)])},
 }
 SHEETS: dict[str, Sheet] = {
     "emoji": Sheet({name: {"prompt": name, "seed": 2000 + place} for place, name in enumerate(SHOWN)}, wrap=13),
@@ -114,6 +219,88 @@ SHEETS: dict[str, Sheet] = {
         },
         {"owl": {"prompt": "owl"}, "castle": {"prompt": "castle"}},
     ),
+    "text_guidance": Sheet(
+        {f"{scale:g}": {"guidance_scale": scale} for scale in (1.0, 1.5, 2.5, 4.0, 7.5, 12.0)},
+        {name: {"prompt": name} for name in ("castle", "red apple", "a cat on a bicycle")},
+    ),
+    "text_seeds": Sheet(
+        {f"seed {seed}": {"seed": seed} for seed in range(7)}, {"owl": {"prompt": "owl"}, "unasked": {"prompt": "", "guidance_scale": 1.0}}
+    ),
+    "text_sizes": Sheet(
+        {
+            f"{width} x {height}": {"width": width, "height": height}
+            for width, height in ((32, 32), (64, 64), (96, 64), (64, 96), (128, 128))
+        },
+        {name: {"prompt": name} for name in ("owl", "automobile")},
+        side=128,
+        colours=128,
+    ),
+    "text_mixed": Sheet(
+        {f"{n}/6": {"share": n / 6} for n in range(7)},
+        {
+            "tangerine to lemon": {"inputs": {"prompt_embeds": partial(between_prompts, "tangerine", "lemon")}},
+            "owl to penguin": {"inputs": {"prompt_embeds": partial(between_prompts, "owl", "penguin")}},
+            "seed 2 to 7, unasked": {**FREE, "inputs": {"latents": partial(between_seeds, 2, 7)}},
+        },
+    ),
+    "image_strength": Sheet(
+        {"picture": {"show": "image"}, **{f"{strength:g}": {"strength": strength} for strength in (0.1, 0.2, 0.5, 0.8)}},
+        {
+            "red apple": sketch(APPLE, "red apple"),
+            "tomato": sketch(APPLE, "tomato"),
+            "castle": sketch(HOUSE, "castle"),
+            "smiling face with sunglasses": sketch(SMILE, "smiling face with sunglasses"),
+            "unasked": sketch(SMILE, "", guidance_scale=1.0),
+        },
+    ),
+    "inpainting": Sheet(
+        {
+            "picture": {"show": "image"},
+            "mask": {"show": "mask_image"},
+            **{f"strength {strength:g}": {"strength": strength} for strength in (1.0, 0.2, 0.1)},
+        },
+        {
+            "smiling face with sunglasses": repainted("grinning face", "smiling face with sunglasses", 4, 14, 60, 35),
+            "face with medical mask": repainted("grinning face", "face with medical mask", 0, 32, 64, 64),
+            "cat face": repainted("dog face", "cat face", 0, 0, 64, 32),
+            "crescent moon": repainted("sun", "crescent moon", 32, 0, 64, 64),
+            "green heart": repainted("red heart", "green heart", 32, 0, 64, 64),
+        },
+    ),
+    "inpainting_crop": Sheet(
+        {
+            "picture": {"show": "image"},
+            "mask": {"show": "mask_image"},
+            "None": {},
+            "0": {"padding_mask_crop": 0},
+            "4": {"padding_mask_crop": 4},
+            "32": {"padding_mask_crop": 32},
+        },
+        fixed={
+            "pipeline_class": "StableDiffusionInpaintPipeline",
+            "prompt": "bicycle",
+            "inputs": {"image": four, "mask_image": partial(drawn, ("rectangle", (34, 34, 62, 62), "white"), side=128, mode="L")},
+        },
+        side=128,
+    ),
+    "pag": Sheet(
+        {
+            "off": {},
+            "mid, 3": pag(3.0, "mid"),
+            "mid, 10": pag(10.0, "mid"),
+            "down, 1": pag(1.0, "down"),
+            "down, 3": pag(3.0, "down"),
+            "up, 1": pag(1.0, "up"),
+            "up, 3": pag(3.0, "up"),
+        },
+        {**{f"unasked, seed {seed}": {**FREE, "seed": seed} for seed in (2, 5, 7)}, "castle": {"prompt": "castle", "guidance_scale": 1.0}},
+    ),
+    "sag": Sheet(
+        {"off": {}, **{f"{scale:g}": sag(scale) for scale in (0.5, 1.0, 2.0, 4.0)}},
+        {**{f"unasked, seed {seed}": {**FREE, "seed": seed} for seed in (2, 6, 7)}, "castle": {"prompt": "castle", "guidance_scale": 1.0}},
+    ),
+    "guidance": Sheet(GUIDANCES, {name: {"prompt": name} for name in ("owl", "castle", "rocket")}),
+    "terms": Sheet(TERMS, {"owl": {"prompt": "owl"}, "castle": {"prompt": "castle"}, "unasked": FREE}),
 }
 
 
@@ -139,12 +326,18 @@ def paint(
     scheduler: str = "DDIMScheduler",
     options: Settings | None = None,
     seed: int = 0,
+    inputs: Mapping[str, Callable[..., Any]] | None = None,
+    share: float | None = None,
+    show: str = "",
     **call: Any,
 ) -> Any:
-    """One picture, or the latents with `output_type="latent"`, (1, 4, h, w)."""
+    """One picture, or the latents with `output_type="latent"`, (1, 4, h, w). `share` goes to the functions that make the inputs."""
+    made = {name: make() if share is None else make(share) for name, make in (inputs or {}).items()}
+    if show:
+        return made[show]
     pipe = pipeline(pipeline_class)
     pipe.scheduler = getattr(darkroom, scheduler).from_config(trained(), **(options or {}))
-    return pipe(**SUITED | call, generator=torch.Generator().manual_seed(seed)).images[0]
+    return pipe(**SUITED | call | made, generator=torch.Generator().manual_seed(seed)).images[0]
 
 
 def wrapped(label: str) -> str:
@@ -155,22 +348,24 @@ def draw_sheet(sheet: Sheet, advance: Advance) -> Image.Image:
     """The sheet as one picture, in as few colours as it may have."""
     font = ImageFont.load_default(LINE - 3)
     heads = [wrapped(label) for label in sheet.columns]
-    cell, head = SIDE + 4, 6 + LINE * max(label.count("\n") + 1 for label in heads)
+    cell, head = sheet.side + 4, 6 + LINE * max(label.count("\n") + 1 for label in heads)
     across, left = sheet.wrap or len(heads), 8 + max(int(font.getlength(label)) for label in sheet.rows)
     down = -(-len(heads) // across) * (cell + head) if sheet.wrap else len(sheet.rows) * cell + head
     canvas = Image.new("RGB", (left + across * cell, down), "white")
     text = partial(ImageDraw.Draw(canvas).multiline_text, fill="black", font=font, align="center", spacing=2)
     for row, (row_label, of_row) in enumerate(sheet.rows.items()):
         top = head + row * cell
-        text((left - 6, top + SIDE / 2), row_label, anchor="rm")
+        text((left - 6, top + sheet.side / 2), row_label, anchor="rm")
         for column, of_column in enumerate(sheet.columns.values()):
             x, y = left + column % across * cell + 2, column // across * (cell + head) if sheet.wrap else top
             canvas.paste(paint(**{**sheet.fixed, **of_row, **of_column}), (x, y))
+            if "show" in of_column:  # a white mask on a white page has no edge
+                ImageDraw.Draw(canvas).rectangle((x - 1, y - 1, x + sheet.side, y + sheet.side), outline="gray")
             advance()
             if sheet.wrap:
-                text((x + SIDE / 2, y + SIDE + 2), heads[column], anchor="ma")
+                text((x + sheet.side / 2, y + sheet.side + 2), heads[column], anchor="ma")
             elif not row:
-                text((x + SIDE / 2, head - 4), heads[column], anchor="md")
+                text((x + sheet.side / 2, head - 4), heads[column], anchor="md")
     return reduced(canvas, sheet.colours)
 
 

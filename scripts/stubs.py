@@ -18,7 +18,7 @@ from darkroom._public import NAMES  # noqa: E402
 
 __all__ = ["stubs"]
 
-HEADER = "# Written by scripts/stubs.py.\n# mypy: disable-error-code=override\n"
+HEADER = '# Written by scripts/stubs.py.\n# mypy: disable-error-code="override,assignment"\n'
 HOMES = {  # where the names in annotations of calls come from
     "Any": "typing", "Callable": "collections.abc", "Generator": "torch", "Guidance": "..core.types", "Mapping": "collections.abc",
     "Sequence": "collections.abc", "Tensor": "torch",
@@ -34,8 +34,9 @@ def call_of(cls: type) -> ast.FunctionDef:
             parameters.append("*")
             marked = True
         literal = p.default is None or isinstance(p.default, (bool, int, float, str))
-        default = "" if p.default is p.empty else f" = {p.default!r}" if literal else " = ..."
-        parameters.append("self" if p.name == "self" else f"{p.name}: {p.annotation}{default}")
+        default = repr(p.default) if literal else "..."
+        value = "" if p.default is p.empty else f" = {default}"
+        parameters.append("self" if p.name == "self" else f"{p.name}: {p.annotation}{value}")
     return ast.parse(f"def __call__({', '.join(parameters)}) -> Any: ...").body[0]  # type: ignore[return-value]
 
 

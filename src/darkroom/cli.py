@@ -31,7 +31,7 @@ def _declared() -> dict[str, str]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             match node:
                 case ast.AnnAssign(ast.Name(name), _, ast.Call(ast.Name("field"), [ast.Constant(text), *_])):
-                    texts[name] = re.sub(r"(; a list|: PIL|\. PIL).*", ".", text)  # kinds that a shell does not have
+                    texts.setdefault(name, re.sub(r"(; a list|: PIL|\. PIL).*", ".", text))  # kinds that a shell does not have
     return texts
 
 
@@ -160,14 +160,23 @@ def pull(
 
 
 @app.command()
+def pipelines() -> None:
+    """List the pipeline classes: family of checkpoints, task, terms of guidance, control."""
+    from .auto import PipelineRow, pipelines
+
+    rows = [PipelineRow(*PipelineRow._fields), *pipelines()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    echo("\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows))
+
+
+@app.command()
 def schedulers(
     plot: Annotated[Path | None, Option(metavar="DIR", help="Draw noise schedules and the placement of steps into this folder.")] = None,
 ) -> None:
     """List the schedulers: what they sample, order, evaluations per step, whether they draw noise, and where they come from."""
-    from .plots import plot_schedulers
-    from .schedulers.listing import table
+    from .plots import plot_schedulers, scheduler_table
 
-    echo("\n".join(table() if plot is None else map(str, plot_schedulers(plot))))
+    echo("\n".join(scheduler_table() if plot is None else map(str, plot_schedulers(plot))))
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor
 from .core.codec import LatentCodec
@@ -49,6 +49,7 @@ class Family(DiffusionPipeline):
     where it has them, guidance `terms`. From these follow the signature of the call, its checks, and the loop.
     """
 
+    family: ClassVar[str] = ""  # what checkpoints of this kind are called: an AutoPipeline looks for another task in the same family
     codec: ClassVar[LatentCodec]
     task: ClassVar[Any]
     tasks: ClassVar[Mapping[str, Task]] = {}  # tasks that a further argument switches to, by its name
@@ -86,6 +87,17 @@ class Family(DiffusionPipeline):
         """The network that predicts."""
         raise AttributeError(f"{type(self).__name__} names no denoiser")
 
+    def with_denoiser(self, network: Any) -> Self:
+        """This pipeline with another network in the denoiser's place; all else is shared."""
+        twin, own = copy.copy(self), self.denoiser
+        twin.__dict__.update({name: network for name, component in self.components.items() if component is own})
+        return twin
+
+    @property
+    def guidance_distilled(self) -> bool:
+        """Whether guidance is distilled into the denoiser, so that there is no negative branch."""
+        return False
+
     def count(self, inputs: Any) -> int:
         """How many pictures the inputs ask for."""
         return inputs.batch_size
@@ -106,7 +118,7 @@ class Family(DiffusionPipeline):
     def guidance(self, inputs: Any) -> Any:
         """The guidance that the scales among the inputs ask for."""
         terms = [made for term in self.terms if (made := term.from_inputs(inputs)) is not None]
-        return CFG(getattr(inputs, "guidance_scale", 1.0), getattr(inputs, "guidance_rescale", 0.0), terms)
+        return CFG(max(getattr(inputs, "guidance_scale", 1.0), 0.0), getattr(inputs, "guidance_rescale", 0.0), terms)
 
     def step_options(self, run: Run) -> dict[str, Any]:
         """Keyword arguments for those schedulers whose `step` takes them."""
@@ -145,9 +157,13 @@ class Family(DiffusionPipeline):
         modules = self.denoiser.named_modules()
         return [name for name, m in modules if hasattr(m, "site") and not getattr(m, "is_cross_attention", False)]
 
+    def residual_sites(self) -> list[str]:
+        """The dotted names of the denoiser's layers that add to what they read: attention and feed-forward networks."""
+        return [name for name, m in self.denoiser.named_modules() if getattr(m, "skippable", hasattr(m, "site"))]
+
     def run_dtype(self, run: Run) -> torch.dtype:
-        """The dtype of the latents: that of the conditions, else of the denoiser."""
-        return next((c.dtype for c in run.cond.positive.cond.values()), self.denoiser.dtype)
+        """The dtype of the latents: that of the conditions that are no whole numbers, else of the denoiser."""
+        return next((c.dtype for c in run.cond.positive.cond.values() if c.is_floating_point()), self.denoiser.dtype)
 
     def set_timesteps(self, run: Run) -> Tensor:
         """Set the run's scheduler to the timesteps that the inputs ask for: (steps,)."""
@@ -170,11 +186,20 @@ class Family(DiffusionPipeline):
         rows = self.count(inputs)
         self.check(inputs)
         self.task.check(self, inputs, rows)
-        allowed = (*self.callback_tensors, *self.task.tensors)
+        if self.control is not None:
+            inputs = self.control.fit(self, inputs, rows)
+        allowed = (*self.callback_tensors, *self.task.tensors, *(self.control.tensors if self.control is not None else ()))
         if unknown := [n for n in inputs.callback_on_step_end_tensor_inputs if n not in allowed]:
             raise InputError("No such tensor.", where="callback_on_step_end_tensor_inputs", got=unknown, expected=", ".join(allowed))
+        if inputs.guidance is not None and not callable(inputs.guidance):
+            got, fix = type(inputs.guidance).__name__, "A term goes into one: CFG(5, terms=[PAG(3)])."
+            raise InputError("This is no guidance.", where="guidance", got=got, expected="such as CFG(5)", fix=fix)
         guidance = copy.deepcopy(inputs.guidance) or self.guidance(inputs)  # terms keep what they record, so a call has its own
-        cond = guidance.prepare(self.encode(inputs, guidance.needs_negative), self)
+        branch = guidance.needs_negative and not self.guidance_distilled
+        cond = self.encode(inputs, branch or getattr(guidance, "reads_negative", False))
+        if self.control is not None:
+            cond = self.control.prepare(self, inputs, cond)
+        cond = guidance.prepare(cond, self)
         run = Run(inputs, rows, cond, scheduler=copy.copy(self.scheduler))
         self.task.start(self, run)
         if self.control is not None:

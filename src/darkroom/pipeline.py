@@ -93,9 +93,11 @@ class DiffusionPipeline:
         components, optional, options, annotations = cls.declared()
         if annotations:
             defaults: dict[str, Any] = dict.fromkeys(optional) | dict(options)
-            names = sorted([*components, *options], key=defaults.__contains__)
+            names = [*components, *options]
+            last = max((i for i, n in enumerate(names) if n not in defaults), default=-1)  # all before it are to be named, may they be None
             make, kind = inspect.Parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD
-            cls.__signature__ = inspect.Signature([make(n, kind, default=defaults.get(n, make.empty)) for n in names])  # type: ignore[attr-defined]
+            parameters = [make(n, kind, default=defaults.get(n) if i > last else make.empty) for i, n in enumerate(names)]
+            cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
     @classmethod
     @functools.cache
@@ -111,15 +113,23 @@ class DiffusionPipeline:
         for base in reversed(cls.__mro__):
             if base is not DiffusionPipeline and issubclass(base, DiffusionPipeline):
                 own = base.__dict__.get("__annotations__", {})
-                found |= {n: str(a) for n, a in own.items() if not n.startswith("_") and "ClassVar" not in str(a)}
+                mine = {n: str(a) for n, a in own.items() if not n.startswith("_") and "ClassVar" not in str(a) and str(a) != "None"}
+                # what is named again moves behind what is new before it, what is always None is no component any more
+                found = {n: a for n, a in found.items() if n not in own} | mine
         optional = frozenset(n for n, a in found.items() if "None" in a or "Optional" in a)
         return Declared(tuple(found), optional, {**cls.options, **cls.settings}, found)
+
+    @classmethod
+    def as_component(cls, name: str, value: Any) -> Any:
+        """The component that a caller's value stands for, such as one network for a list of them."""
+        return value
 
     def register_modules(self, **components: Any) -> None:
         """Make these objects components of the pipeline, under these names."""
         from .checkpoints.index import library_of
 
         for name, component in components.items():
+            component = self.as_component(name, component)
             self.config[name] = (None, None) if component is None else library_of(type(component))
             self.__dict__[name] = component
 

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from darkroom import CFG, PAG, SAG, DDIMScheduler, InputError
-from darkroom.core.attention import by_rows, eager, sdpa
+from darkroom.core.attention import Patch, by_rows, eager, nothing, sdpa, unless_skipped
 from darkroom.core.guidance import rescale
+from darkroom.core.guidance.common import Addend
 from darkroom.core.loop import batched, denoise, one_call_per_branch
 from darkroom.core.types import Branch, Conditioning, Run
 
@@ -102,3 +103,39 @@ def test_by_rows_runs_each_branch_with_its_own_attention():
     out = by_rows([sdpa, sdpa, spy], 2)(q, k, v)
     torch.testing.assert_close(out, torch.cat([eager(q[:4], k[:4], v[:4]), v[4:]]))
     assert seen == [2]
+
+
+def test_a_skipped_layer_adds_nothing_to_its_rows():
+    added = torch.randn(6, 5, 4)
+    skip = Patch(sdpa, frozenset({"ff", "attn"}), nothing)
+    joint = by_rows([sdpa, skip, sdpa], 2)
+    assert unless_skipped(added, joint, "elsewhere") is added and unless_skipped(added, sdpa, "ff") is added
+    for site in skip.sites:
+        out = unless_skipped(added, joint, site)
+        assert torch.equal(out[[0, 1, 4, 5]], added[[0, 1, 4, 5]]) and not out[2:4].any()
+    assert not unless_skipped(added, skip, "ff").any()
+    nested = Patch(skip, frozenset({"ff"}), eager)  # the outermost patch of a layer holds
+    assert unless_skipped(added, nested, "ff") is added and not unless_skipped(added, nested, "attn").any()
+
+
+def test_an_interval_is_a_share_of_the_run():
+    whole, none = sample(Toy(), CFG(4.0, terms=[PAG(2.0)])), sample(Toy(), CFG(1.0))
+    assert torch.equal(whole, sample(Toy(), CFG(4.0, terms=[PAG(2.0, start=0.0, stop=1.0)], start=0.0, stop=1.0)))
+    assert torch.equal(none, sample(Toy(), CFG(4.0, terms=[PAG(2.0, stop=0.0)], stop=0.0)))
+    parts = [sample(Toy(), CFG(4.0, start=start, stop=stop)) for start, stop in ((0.0, 0.5), (0.5, 1.0), (0.25, 0.75))]
+    assert not any(torch.equal(a, b) for a, b in ((parts[0], parts[1]), (parts[1], parts[2]), (parts[0], sample(Toy(), CFG(4.0)))))
+
+
+def test_a_term_and_a_guidance_of_ones_own():
+    class Push(Addend):
+        def push(self, step, base, cond, extra):
+            return self.weight(step) * (cond - base)
+
+    class Halved(CFG):
+        def combine(self, step, uncond, cond, scale):
+            return super().combine(step, uncond, cond, 0.5 * scale)
+
+    expected = sample(Toy(), CFG(4.0))
+    torch.testing.assert_close(sample(Toy(), CFG(3.0, terms=[Push(1.0)])), expected)
+    torch.testing.assert_close(sample(Toy(), Halved(8.0)), expected)
+    torch.testing.assert_close(sample(Toy(), Halved(lambda t: 6.0, terms=[Push(lambda t: 1.0)])), expected)

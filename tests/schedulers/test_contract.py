@@ -7,12 +7,14 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 import diffusers
 import numpy as np
 import pytest
 import torch
 from darkroom import schedulers
+from darkroom.config import Config as BaseConfig
 from darkroom.core.random import randn
 from darkroom.errors import CheckpointError, ConfigError, DarkroomError, InputError
 
@@ -131,6 +133,29 @@ def test_a_flow_travels_through_every_class_and_back(name):
     other = getattr(schedulers, name).from_config(FLOW, flow_shift=5.0)
     assert other.flow_shift == 5.0 and build(name, prediction_type="flow_prediction", flow_shift=5.0).flow_shift == 5.0
     assert not build(name).flow and "flow_shift" not in build("EulerDiscreteScheduler").config
+
+
+@pytest.mark.parametrize("first", [("MiniMaxH3Scheduler", {"shift": 3.0}), ("PiflowScheduler", {"shift": 3.0, "n_grid": 4})], ids=str)
+@pytest.mark.parametrize("name", FLOWING)
+def test_a_shift_alone_makes_no_flow(name, first):
+    kind, options = first
+    special = build(kind, **options)
+    for source in (special.config, dict(special.config), json.loads(special.to_json())):
+        there = getattr(schedulers, name).from_config(source)
+        assert not there.flow and there.config["shift"] == 3.0 and there.config.prediction_type == "epsilon"
+        assert getattr(schedulers, kind).from_config(json.loads(there.to_json())).config["shift"] == 3.0
+        back = getattr(schedulers, kind).from_config(there.config)
+        assert all(back.config[key] == value for key, value in special.config.items())
+    assert getattr(schedulers, name).from_config(build(kind).config).config == build(name).config
+
+
+@pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"])
+def test_every_configuration_of_a_flow_makes_one(kind):
+    flow = build(kind, shift=3.0)
+    bare = {k: v for k, v in flow.config.items() if k != "base_shift"} if kind != "FlowMatchLCMScheduler" else dict(flow.config)
+    for source in (flow.config, bare, json.loads(flow.to_json())):
+        there = schedulers.EulerDiscreteScheduler.from_config(source)
+        assert there.flow and there.flow_shift == 3.0
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in FLOWING and n != "DPMSolverMultistepInverseScheduler"])
@@ -256,7 +281,7 @@ def test_steps_read_nothing_back_from_the_device(name):
     """Tensors on the meta device have no values: whatever would wait for a GPU to read one fails here."""
     if name == SDE:
         return  # a Brownian tree is values
-    options = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") else {}
+    options = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") and name not in INVERSE else {}
     scheduler = build(name, **options)
     scheduler.set_timesteps(12, device="meta")
     x = seeded().to("meta")
@@ -314,6 +339,8 @@ BAD = [
     ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "flow_shift": 0.0}, "flow_shift"),
     ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "flow_shift": -3.0}, "flow_shift"),
     ("EulerDiscreteScheduler", {"prediction_type": "flow_prediction", "flow_shift": "much"}, "flow_shift"),
+    ("DPMSolverMultistepInverseScheduler", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
+    ("DPMSolverMultistepInverseScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}, "algorithm_type"),
     ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
     ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver"}, "final_sigmas_type"),
     ("DPMSolverSinglestepScheduler", {"solver_order": 4}, "solver_order"),
@@ -340,6 +367,25 @@ def test_options_without_meaning_are_named(name, options, field):
     if "steps_ofset" not in options:  # from a file, keys of other classes are kept instead
         with pytest.raises(ConfigError, match=field):
             getattr(schedulers, name).from_config(options)
+
+
+def test_a_configuration_without_a_table():
+    class Untabled(schedulers.Scheduler):
+        @dataclass(frozen=True, eq=False, repr=False)
+        class Config(BaseConfig):
+            temperature: float = 1.0
+
+        def set_timesteps(self, steps):
+            self._install(np.arange(self._steps(steps))[::-1].copy(), None)
+
+    scheduler = Untabled.from_config({"num_train_timesteps": 5, "temperature": 0.5})
+    assert scheduler
+    scheduler.set_timesteps(2000)
+    assert len(scheduler) == 2000 and scheduler.config == {"temperature": 0.5, "num_train_timesteps": 5}
+    with pytest.raises(InputError, match="num_inference_steps"):
+        scheduler.set_timesteps(0)
+    with pytest.raises(ConfigError, match="temperature"):
+        Untabled(temperature="hot")
 
 
 @pytest.mark.parametrize("steps", [0, -3, 1001, None, 2.5, "ten"])

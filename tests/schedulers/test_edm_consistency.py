@@ -518,10 +518,12 @@ def test_a_table_of_one():
 
 def test_brownian_noise_needs_torchsde(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchsde", None)
-    scheduler = schedulers.CosineDPMSolverMultistepScheduler()
-    scheduler.set_timesteps(5)
-    with pytest.raises(MissingDependencyError, match="torchsde"):
-        scheduler.step(seeded(), scheduler.timesteps[0], seeded())
+    for name in ("CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler"):
+        scheduler = getattr(schedulers, name)()
+        scheduler.set_timesteps(5)
+        with pytest.raises(MissingDependencyError, match="torchsde") as caught:
+            scheduler.step(seeded(), scheduler.timesteps[0], seeded())
+        assert name in str(caught.value)
 
 
 BAD = [

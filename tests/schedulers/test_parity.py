@@ -169,7 +169,10 @@ CASES = {
     INVERSE: [
         *MULTISTEP,
         *grid(solver_order=[1, 2, 3], algorithm_type=["dpmsolver", "dpmsolver++"], solver_type=["midpoint", "heun"]),
-        *grid(solver_order=[1, 2], algorithm_type=["sde-dpmsolver", "sde-dpmsolver++"], solver_type=["midpoint", "heun"]),
+        *grid(
+            solver_order=[1, 2], algorithm_type=["sde-dpmsolver++"], solver_type=["midpoint", "heun"],
+            use_flow_sigmas=[True], prediction_type=["flow_prediction"],
+        ),
         *grid(euler_at_final=[True], lower_order_final=[True, False], lambda_min_clipped=[-5.1], timestep_spacing=SPACINGS),
     ],
     SINGLE: [
@@ -273,6 +276,7 @@ def test_a_list_of_generators(name):
 
     options = {"eta": 0.8} if name.startswith("DDIM") else {"s_churn": 5.0} if name == "EulerDiscreteScheduler" else {}
     config = {"algorithm_type": "sde-dpmsolver++"} if name in (DPM, SINGLE, INVERSE) else {}
+    config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if name == INVERSE else {}
     walk(*ready(name, **config), generators=make, **options)
 
 
@@ -347,6 +351,17 @@ def test_unipc_through_given_sigmas(options):
     for scheduler in (mine, ref):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.1, 8), mu=0.7 if "use_dynamic_shifting" in options else None)
     walk(mine, ref)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", grid(solver_order=[3, 4], solver_type=["bh1", "bh2"], predict_x0=[True, False]), ids=str)
+def test_unipc_rounds_halves_as_the_reference(options, dtype):
+    """The differences of earlier predictions are summed in float32 and rounded once, before the newest one's is added."""
+    mine, ref = ready(UNIPC, 12, final_sigmas_type="sigma_min", **options)
+    x = y = seeded(dtype=dtype)
+    for t in ref.timesteps:
+        x, y = mine.step(network(x, t), t, x).prev_sample, ref.step(network(y, t), t, y).prev_sample
+        assert torch.equal(x, y)
 
 
 def test_unipc_with_another_predictor():

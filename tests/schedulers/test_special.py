@@ -652,6 +652,8 @@ BAD = [
     ("MiniMaxH3Scheduler", {"shift": 0.0}, "shift"),
     ("RFD4ProteinaScheduler", {"schedule_mode": "linear"}, "schedule_mode"),
     ("RFD4ProteinaScheduler", {"tail_step_multiplier": 1}, "tail_step_multiplier"),
+    ("RFD4ProteinaScheduler", {"tsr_k": float("nan")}, "tsr_k"),  # an option without a default
+    ("RFD4ProteinaScheduler", {"noise_mode": float("inf")}, "noise_mode"),
     ("BlockRefinementScheduler", {"block_length": 0}, "block_length"),
     ("BlockRefinementScheduler", {"num_inference_steps": 0}, "num_inference_steps"),
     ("DiscreteDDIMScheduler", {"corrector_selection": "best"}, "corrector_selection"),

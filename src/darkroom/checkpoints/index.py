@@ -34,7 +34,9 @@ INDEX_NAME = "model_index.json"
 MOST = 256  # components
 _OWN = ("diffusers", "darkroom")
 # classes that the layout files under the name of a pipeline's module: class -> (that name, darkroom's module)
-_FILED = {"StableDiffusionSafetyChecker": ("stable_diffusion", "models.safety_checker")}
+_FILED = {
+    "LDMBertModel": ("latent_diffusion", "models.ldm_bert"), "StableDiffusionSafetyChecker": ("stable_diffusion", "models.safety_checker"),
+}  # fmt: skip
 _BASES = ("PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin", "BaseImageProcessor")
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # what transformers renamed
 # transformers swaps the default dtype and torch.nn.init of the whole process while it builds: networks are built one at a time

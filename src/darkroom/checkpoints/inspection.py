@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from ..errors import CheckpointError, DarkroomError
 from ..models.base import Model
+from ..models.several import Several
 from .files import PathLike, inside, read_json
 from .hub import listing_of, locate, read_range
 from .index import INDEX_NAME, ModelIndex, component_class
@@ -225,7 +226,8 @@ def _network(
     if not issubclass(cls, Model) or not entries:
         return True, None
     with skeleton(_Named(entries), cls.__name__, folder / cls.config_name):  # type: ignore[arg-type]
-        network = cls.from_config(read_json(folder / cls.config_name))
+        one = cls.part if issubclass(cls, Several) else cls  # the first of several
+        network = one.from_config(read_json(folder / cls.config_name))
     stored = max((e.dtype for e in entries.values() if e.dtype.is_floating_point), key=lambda d: d.itemsize, default=torch.float32)
     return True, network.to(dtype or stored)
 

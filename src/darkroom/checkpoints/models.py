@@ -15,9 +15,10 @@ from torch.overrides import TorchFunctionMode
 from ..config import Configurable
 from ..errors import CheckpointError, ConfigError, DarkroomError, InputError
 from ..models.base import Model
+from ..models.several import Several
 from .files import PathLike, check_outward_links, is_safe, listing, read_json
 from .hub import HUB_OPTIONS, check_source, locate
-from .index import building, is_transformers, quiet_transformers
+from .index import building, is_transformers, quiet_transformers, without_collector
 from .locks import read_whole
 from .plan import Plan, available_variants, component_files, plan, weight_paths
 from .weights import Weights, load_weights
@@ -96,6 +97,7 @@ def check_dtype(dtype: object, where: str) -> None:
         raise InputError("Networks are loaded in a floating-point dtype.", where=where, got=dtype, expected=expected)
 
 
+@without_collector()
 def load_model(cls: type[Model], path: PathLike, *, subfolder: str | None = None, **options: Any) -> Any:
     """A network of class `cls` from a folder or hub id, in eval mode; see `Model.from_pretrained` for the options.
 
@@ -310,6 +312,9 @@ def load_component(
     Raises CheckpointError, which names the component and the file.
     """
     with component_errors(name, cls, folder):
+        if issubclass(cls, Several):  # several networks of one class, in folders beside each other
+            options |= {"variant": variant, "use_safetensors": use_safetensors}
+            return cls([load_component(name, cls.part, each, **options) for each in cls.folders(folder)])
         own, names = issubclass(cls, Model), listing(folder)
         if own or issubclass(cls, importlib.import_module("transformers").PreTrainedModel):
             if weights is None:

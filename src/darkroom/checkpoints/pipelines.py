@@ -136,7 +136,7 @@ def _load(
     if cls.connected:
         given = {**_connected(cls, folder, given, dtype, choice, hub), **given}
     cls._check_names(sorted(given))
-    values = {n: v for n, v in given.items() if n in names}
+    values = {n: cls.as_component(n, v) for n, v in given.items() if n in names}
     for name, value in values.items():
         if isinstance(value, (str, bytes, int, float, list, tuple, dict)):
             expected, fix = annotations.get(name) or "a loaded component", "Load it first, such as with AutoModel.from_pretrained."
@@ -176,7 +176,7 @@ def _load(
 
         def load(name: str) -> Any:
             options: dict[str, Any] = {"dtype": dtypes[name], "device": devices.get(name, "cpu"), "strict": strict}
-            options |= {"disable_mmap": disable_mmap, "progress": progress}
+            options |= {"disable_mmap": disable_mmap, "progress": progress, "variant": variant, "use_safetensors": use_safetensors}
             return load_component(name, classes[name], folders[name], weights.get(name), **options)
 
         jobs = {name: pool.submit(load, name) for name in wanted}

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..errors import InputError
 
-__all__ = ["BACKENDS", "Attend", "Patch", "attention_weights", "backend", "by_rows", "eager", "resolve", "sdpa"]
+__all__ = [
+    "BACKENDS", "Attend", "Patch", "Rows", "attention_weights", "backend", "by_rows", "eager", "nothing", "resolve", "sdpa", "unless_skipped",
+]  # fmt: skip
 
 Attend = Callable[..., Tensor]
 
@@ -64,13 +66,15 @@ def resolve(attend: Attend, site: str) -> Attend:
     return attend
 
 
-def by_rows(attends: Sequence[Attend], rows: int) -> Attend:
-    """One function for a batch of branches of `rows` rows, each with its own attention. Neighbours with the same at a layer are computed together."""
-    if all(a is attends[0] for a in attends):
-        return attends[0]
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The attention of a batch of branches of `rows` rows, each with its own. Neighbours with the same at a layer are computed together."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = "") -> Tensor:
-        groups = [(function, rows * len(list(same))) for function, same in groupby(resolve(a, site) for a in attends)]
+    attends: Sequence[Attend]
+    rows: int
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = "") -> Tensor:
+        groups = [(function, self.rows * len(list(same))) for function, same in groupby(resolve(a, site) for a in self.attends)]
         functions, sizes = zip(*groups)
         if len(functions) == 1:
             return functions[0](q, k, v, mask=mask, site=site)
@@ -78,4 +82,21 @@ def by_rows(attends: Sequence[Attend], rows: int) -> Attend:
         parts = zip(functions, q.split(sizes), k.split(sizes), v.split(sizes), masks, strict=True)
         return torch.cat([fn(q, k, v, mask=m, site=site) for fn, q, k, v, m in parts])
 
-    return attend
+
+def by_rows(attends: Sequence[Attend], rows: int) -> Attend:
+    """One attention for a batch of branches: that of all of them, or `Rows`."""
+    return attends[0] if all(a is attends[0] for a in attends) else Rows(attends, rows)
+
+
+def nothing(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = "") -> Tensor:
+    """The attention of a layer that is skipped. A `Patch` may name layers of other kinds for it too, see `unless_skipped`."""
+    return torch.zeros_like(q)
+
+
+def unless_skipped(added: Tensor, attend: Attend, site: str) -> Tensor:
+    """What the layer `site` adds to its input, (B, ...): zero in the rows for which its attention is `nothing`."""
+    attends = attend.attends if isinstance(attend, Rows) else (attend,)
+    skipped = [resolve(a, site) is nothing for a in attends]
+    if not any(skipped):
+        return added
+    return torch.cat([torch.zeros_like(part) if skip else part for skip, part in zip(skipped, added.chunk(len(attends)), strict=True)])

@@ -31,16 +31,31 @@ class ScaledCodec:
     def channels(self, pipe: Any) -> int:
         return getattr(pipe, self.component).config.latent_channels
 
+    def network(self, pipe: Any, way: str) -> Any:
+        """The autoencoder to "encode" or "decode" with. It computes in its own dtype."""
+        return getattr(pipe, self.component)
+
     def encode(self, pipe: Any, pixels: Tensor, generator: Generators) -> Tensor:
         """A sample of the posterior; a list of generators draws one picture each."""
-        vae = getattr(pipe, self.component)
+        vae = self.network(pipe, "encode")
         parts = zip(pixels.split(1), generator) if isinstance(generator, (list, tuple)) else [(pixels, generator)]
-        z = torch.cat([vae.encode(part).latent_dist.sample(source) for part, source in parts])
-        return (z - (vae.config.shift_factor or 0)) * (self.scale or vae.config.scaling_factor)
+        z = torch.cat([vae.encode(part.to(vae.dtype)).latent_dist.sample(source) for part, source in parts]).to(pixels.dtype)
+        mean, std = self._moments(vae, z)
+        return (z - mean) * (self.scale or vae.config.scaling_factor) / std
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
-        vae = getattr(pipe, self.component)
-        return vae.decode(latents / (self.scale or vae.config.scaling_factor) + (vae.config.shift_factor or 0)).sample
+        vae = self.network(pipe, "decode")
+        latents = latents.to(vae.dtype)
+        mean, std = self._moments(vae, latents)
+        return vae.decode(latents * std / (self.scale or vae.config.scaling_factor) + mean).sample
+
+    @staticmethod
+    def _moments(vae: Any, like: Tensor) -> tuple[Any, Any]:
+        """Mean and spread of the latents, of each channel where the configuration lists them."""
+        moments = tuple(getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
+        if None in moments:
+            return getattr(vae.config, "shift_factor", None) or 0, 1
+        return tuple(torch.tensor(m).reshape(1, -1, 1, 1).to(like) for m in moments)  # type: ignore[return-value]
 
 
 class Pixels:

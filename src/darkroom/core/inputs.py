@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 from ..errors import InputError
 
-__all__ = ["Inputs", "combine", "field", "signature"]
+__all__ = ["REQUIRED", "Inputs", "combine", "field", "signature"]
+
+REQUIRED: Any = inspect.Parameter.empty  # the default of an argument that a call cannot do without
 
 
 def field(
@@ -70,7 +72,5 @@ def signature(inputs: type[Inputs], positional: str) -> inspect.Signature:
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for name in [*order, *(n for n in specs if n not in order)]:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name in order else inspect.Parameter.KEYWORD_ONLY
-        default = default_of(specs[name])  # a field without one is an argument that has to be given
-        default = inspect.Parameter.empty if default is dataclasses.MISSING else default
-        parameters.append(inspect.Parameter(name, kind, default=default, annotation=specs[name].type))
+        parameters.append(inspect.Parameter(name, kind, default=default_of(specs[name]), annotation=specs[name].type))
     return inspect.Signature(parameters)

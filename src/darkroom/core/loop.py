@@ -5,6 +5,7 @@ The loop is a generator: progress, previews, callbacks and interruption live in 
 
 import inspect
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 import torch
 from torch import Tensor
@@ -24,7 +25,12 @@ def denoise(pipe: Any, run: Run, guidance: Guidance) -> Iterator[Run]:
         run.index = index
 
         def denoiser(x: Tensor, branches: Any, t: Tensor = t) -> list[Tensor]:
-            return type(pipe).predict(pipe, run, t, pipe.task.model_input(x, run), branches)
+            x = pipe.task.model_input(x, run)
+            preds = []
+            for network, same in groupby(branches, lambda branch: branch.network):
+                owner = pipe if network is None else pipe.with_denoiser(network)
+                preds += type(pipe).predict(owner, run, t, x, list(same))
+            return preds
 
         pred = guidance(Step(run, t, run.scheduler.scale_model_input(run.x, t), denoiser))
         run.x, *run.also = run.scheduler.step(pred, t, run.x, **options, return_dict=False)
@@ -38,7 +44,7 @@ def batched(pipe: Any, run: Run, t: Tensor, x: Tensor, branches: Sequence[Branch
         return [pipe.denoise_once(x, t, branches[0], run)]
     cond = {name: torch.cat([b.cond[name] for b in branches]) for name in branches[0].cond}
     joint = Branch(cond, by_rows([b.attend for b in branches], x.shape[0]))
-    return list(pipe.denoise_once(x.repeat(len(branches), 1, 1, 1), t, joint, run).chunk(len(branches)))
+    return list(pipe.denoise_once(x.repeat(len(branches), *[1] * (x.ndim - 1)), t, joint, run).chunk(len(branches)))
 
 
 def one_call_per_branch(pipe: Any, run: Run, t: Tensor, x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:

@@ -15,15 +15,9 @@ from torch import Tensor
 from ..errors import InputError
 
 __all__ = [
-    "crop_region",
-    "image_size",
-    "image_to_tensor",
-    "mask_to_tensor",
-    "overlay",
-    "resize_image",
-    "smooth_to_multiple",
-    "tensor_to_images",
-]
+    "crop_region", "hint_to_tensor", "image_count", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "pixels_of",
+    "resize_image", "resize_smooth", "tensor_to_images", "tensor_to_videos",
+]  # fmt: skip
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
 Size = tuple[int | None, int | None]  # height and width, None for the picture's own
@@ -39,7 +33,8 @@ def image_to_tensor(
         height, width: size of the result in pixels, None for the picture's own; rounded down to multiples of `factor`.
         latent_channels: tensors with this many channels are latents and are returned as they are.
         crop: a box that is cut out first (PIL images only).
-        resize_mode: "default" stretches; "fill" fits inside and extends the edges, "crop" covers and cuts (both: PIL images only).
+        resize_mode: "default" stretches, "bicubic" does so with splines; "fill" fits inside and extends the edges, "crop" covers and cuts
+            (both: PIL images only).
         where: the argument's name, for errors.
     Raises:
         InputError: another type, an empty list, mixed kinds or sizes, another number of channels, values out of range.
@@ -57,15 +52,6 @@ def image_to_tensor(
     return 2 * x - 1
 
 
-def smooth_to_multiple(image: Any, factor: int) -> Any:
-    """PIL images cut to multiples of `factor` by bicubic resampling, for networks that were trained so; anything else as it is."""
-    if not all(isinstance(i, Image.Image) for i in (image if isinstance(image, (list, tuple)) else [image])):
-        return image
-    items = _items(image, "image")
-    sides = [[max(side - side % factor, 1) for side in i.size] for i in items]
-    return [i.resize((width, height), Image.Resampling.BICUBIC) for i, (width, height) in zip(items, sides)]
-
-
 def mask_to_tensor(
     mask: Any, *, height: int, width: int, factor: int = 8, crop: Box | None = None, resize_mode: str = "default", where: str = "mask_image"
 ) -> Tensor:
@@ -74,6 +60,16 @@ def mask_to_tensor(
     or (B, 1, H, W), of any real dtype. All else is as in `image_to_tensor`; more than one channel raises InputError too.
     """
     return (_read(_items(mask, where), 1, (height, width), factor, crop, resize_mode, where) >= 0.5).float()
+
+
+def hint_to_tensor(
+    image: Any, *, channels: int = 3, height: int, width: int, crop: Box | None = None, resize_mode: str = "default", where: str = "image"
+) -> Tensor:
+    """The pictures that a control looks at, as (B, channels, H, W) float32: PIL images and bytes in [0, 1], other values as they are.
+    Sizes, `crop` and `resize_mode` are as in `image_to_tensor`; another number of channels raises InputError too.
+    """
+    items = [i / 255 if str(getattr(i, "dtype", "")).endswith("uint8") else i for i in _items(image, where)]
+    return _read(items, channels, (height, width), 1, crop, resize_mode, where)
 
 
 def tensor_to_images(x: Tensor, output_type: str = "pil") -> Any:
@@ -94,6 +90,40 @@ def tensor_to_images(x: Tensor, output_type: str = "pil") -> Any:
     if output_type == "np":
         return arrays
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in (arrays * 255).round().astype(np.uint8)]
+
+
+def tensor_to_videos(x: Tensor, output_type: str = "pil") -> Any:
+    """(B, F, C, H, W) in [-1, 1] as videos: "pil" a list of pictures for each, "np" (B, F, H, W, C) and "pt" (B, F, C, H, W) in [0, 1]."""
+    videos = [tensor_to_images(video, output_type) for video in x]
+    return videos if output_type == "pil" else np.stack(videos) if output_type == "np" else torch.stack(videos)
+
+
+def pixels_of(image: Any, factor: int, where: str = "image") -> Tensor:
+    """The pictures as (B, 3, H, W) in [-1, 1], sides cut to multiples of `factor`; tensors (B, C, H, W) are that already and stay as they are."""
+    if isinstance(image, (list, tuple)) and image and all(isinstance(i, Tensor) for i in image):
+        image = _stack(list(image), where)
+    if not isinstance(image, Tensor):
+        return image_to_tensor(image, factor=factor, where=where)
+    if image.ndim != 4 or not image.is_floating_point():
+        raise InputError("A tensor that holds no pictures.", where=where, got=_describe(image), expected="floats (B, C, H, W) in [-1, 1]")
+    return image
+
+
+def resize_smooth(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, H, W) at another size: blurred as far as it shrinks, then sampled from corner to corner with cubic splines."""
+    for dim, side in ((3, width), (2, height)):
+        sigma = max((x.shape[dim] / side - 1) / 2, 0.001)
+        reach = int(max(4 * sigma, 3)) // 2
+        taps = torch.exp(-(torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device) ** 2) / (2 * sigma**2))
+        kernel = (taps / taps.sum()).reshape((1, 1, 1, -1) if dim == 3 else (1, 1, -1, 1)).expand(x.shape[1], -1, -1, -1)
+        pad = [reach, reach, 0, 0] if dim == 3 else [0, 0, reach, reach]
+        x = F.conv2d(F.pad(x, pad, mode="reflect"), kernel, groups=x.shape[1])
+    return F.interpolate(x, (height, width), mode="bicubic", align_corners=True)
+
+
+def image_count(image: Any, where: str = "image") -> int:
+    """How many pictures an input holds."""
+    return sum(i.shape[0] if getattr(i, "ndim", 0) == 4 else 1 for i in _items(image, where))
 
 
 def image_size(image: Any, where: str = "image") -> tuple[int, int]:
@@ -132,11 +162,11 @@ def overlay(mask: Image.Image, original: Image.Image, image: Image.Image, box: B
 
 
 def resize_image(image: Image.Image, height: int, width: int, mode: str = "default") -> Image.Image:
-    """A PIL image at another size, with Lanczos; see `image_to_tensor` for the modes. "fill" and "crop" give RGB."""
-    if mode not in ("default", "fill", "crop"):
-        raise InputError("No such choice.", where="resize_mode", got=mode, expected="default, fill, crop")
-    if mode == "default":
-        return image.resize((width, height), Image.Resampling.LANCZOS)
+    """A PIL image at another size, with Lanczos but for "bicubic"; see `image_to_tensor` for the modes. "fill" and "crop" give RGB."""
+    if mode not in ("default", "bicubic", "fill", "crop"):
+        raise InputError("No such choice.", where="resize_mode", got=mode, expected="default, bicubic, fill, crop")
+    if mode in ("default", "bicubic"):
+        return image.resize((width, height), Image.Resampling.LANCZOS if mode == "default" else Image.Resampling.BICUBIC)
     sizes = (width, max(image.height * width // image.width, 1)), (max(image.width * height // image.height, 1), height)
     w, h = min(sizes) if mode == "fill" else max(sizes)  # of the two that keep the aspect
     scaled = image.resize((w, h), Image.Resampling.LANCZOS)
@@ -168,7 +198,7 @@ def _read(items: list[Any], channels: int, size: Size, factor: int, crop: Box | 
         sides = _sides(size, items[0].size[::-1], factor, where)
         items = [resize_image(i, *sides, mode).convert("L" if channels == 1 else "RGB") for i in items]  # palettes stay at their colours
         items = [np.array(i, np.float32) / 255 for i in items]
-    elif crop or mode != "default":
+    elif crop or mode in ("fill", "crop"):
         raise InputError("Only PIL images are cropped or filled.", where=where, got=_describe(items[0]), fix="Resize it first.")
     x = _stack([_rows(i, channels, where) for i in items], where)
     x = F.interpolate(x, _sides(size, x.shape[-2:], factor, where))

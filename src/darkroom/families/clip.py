@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from ..errors import InputError
 
-__all__ = ["encode_text", "guidance_embedding", "prompt_list", "tokenize"]
+__all__ = ["encode_states", "encode_text", "guidance_embedding", "prompt_list", "tokenize"]
 
 logger = logging.getLogger("darkroom")
 _TOKENIZING = threading.Lock()  # a fast tokenizer keeps its padding and truncation settings in itself
@@ -24,10 +24,10 @@ def prompt_list(value: Any, where: str) -> list[str]:
     return list(prompts)
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], warn: bool = True) -> Any:
-    """The prompts as `input_ids` and `attention_mask`, both (B, M), padded and cut to the length that the tokenizer says."""
+def tokenize(tokenizer: Any, prompts: Sequence[str], warn: bool = True, length: int | None = None) -> Any:
+    """Prompts as `input_ids` and `attention_mask`, (B, M), padded or cut to `length`, by default what the encoder reads."""
     with _TOKENIZING:
-        length = tokenizer.model_max_length
+        length = length or tokenizer.model_max_length
         batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         whole = tokenizer(list(prompts)).input_ids if warn else []
     for lost in (tokenizer.decode(ids[length - 1 : -1]) for ids in whole if len(ids) > length):
@@ -36,18 +36,35 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], warn: bool = True) -> Any:
 
 
 def encode_text(
-    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True
-) -> Tensor:
+    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True,
+    length: int | None = None,
+) -> Tensor:  # fmt: skip
     """The encoder's last states, or those `clip_skip` layers before under the final norm: (B, M, d)."""
-    batch = tokenize(tokenizer, prompts, warn)
+    batch = tokenize(tokenizer, prompts, warn, length)
     mask = batch.attention_mask.to(device) if getattr(encoder.config, "use_attention_mask", False) else None
     ids = batch.input_ids.to(device)
     if clip_skip is None:
         return encoder(ids, attention_mask=mask)[0]
-    states = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    if not 0 <= clip_skip < len(states):
-        raise InputError("The encoder has fewer layers.", where="clip_skip", got=clip_skip, expected=f"0 to {len(states) - 1}")
-    return getattr(encoder, "text_model", encoder).final_layer_norm(states[-(clip_skip + 1)])
+    states = hidden_states(encoder(ids, attention_mask=mask, output_hidden_states=True), clip_skip, clip_skip)
+    return getattr(encoder, "text_model", encoder).final_layer_norm(states)
+
+
+def encode_states(
+    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int = 0, length: int | None = None, warn: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The states below the last layer, or `clip_skip` layers further down, without a norm: (B, M, d). Of an encoder with a projection the pooled
+    prompt, too: (B, c)."""
+    out = encoder(tokenize(tokenizer, prompts, warn, length).input_ids.to(device), output_hidden_states=True)
+    return hidden_states(out, clip_skip + 1, clip_skip), out[0] if out[0].ndim == 2 else None
+
+
+def hidden_states(out: Any, below: int, clip_skip: int) -> Tensor:
+    """The states that lie `below` layers under the last."""
+    states = out.hidden_states
+    if not 0 <= below < len(states):
+        most = len(states) - 1 - (below - clip_skip)
+        raise InputError("The encoder has fewer layers.", where="clip_skip", got=clip_skip, expected=f"0 to {most}")
+    return states[-(below + 1)]
 
 
 def guidance_embedding(scale: Tensor, dim: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 from ..core.codec import ScaledCodec
-from ..core.guidance import PAG, SAG
+from ..core.guidance import PAG, SAG, InstructCFG
 from ..core.inputs import field
 from ..core.media import tensor_to_images
 from ..core.tasks import Image2Image, Inpaint, Text2Image
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..schedulers.base import Scheduler
 
 __all__ = [
-    "Checked", "LatentText", "LatentUNet", "PromptInputs", "StableDiffusion", "StableDiffusionImg2ImgPipeline",
+    "Checked", "Edited", "LatentText", "LatentUNet", "PromptInputs", "PromptedUNet", "StableDiffusion", "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline", "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline",
     "StableDiffusionPAGPipeline", "StableDiffusionPipeline", "StableDiffusionPipelineOutput", "StableDiffusionSAGPipeline",
 ]  # fmt: skip
@@ -66,43 +66,60 @@ _INPAINT = "prompt image mask_image masked_image_latents height width padding_ma
 
 
 class LatentUNet(Family):
-    """A UNet over 4-channel latents (Rombach et al. 2022), whatever it is conditioned on: `context` and more among the conditions."""
+    """A UNet over latents, whatever it is conditioned on."""
 
     codec = ScaledCodec("vae")
     size_step = 8
     middle_site = "mid_block.attentions.0.transformer_blocks.0.attn1"
 
+    if TYPE_CHECKING:
+        unet: Any
+
     @property
     def denoiser(self) -> Any:
         return self.unet
 
+    @property
+    def guidance_distilled(self) -> bool:
+        """Whether guidance is distilled into the network: there is no negative branch then."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    def conditions(self, branch: Branch) -> dict[str, Any]:
+        """The arguments of the denoiser, and of a control beside it, that say what to picture."""
+        return {"encoder_hidden_states": branch.cond["context"]}
+
     def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
-        cond, options = (
-            branch.cond,
-            {"cross_attention_kwargs": getattr(run.inputs, "cross_attention_kwargs", None), "attend": branch.attend},
-        )
-        more = {name: cond.get(name) for name in ("timestep_cond", "class_labels")}
-        return self.unet(x, t, cond["context"], **more, **options, **self.residuals(x, t, branch, run)).sample
+        options = {"cross_attention_kwargs": getattr(run.inputs, "cross_attention_kwargs", None)}
+        options["timestep_cond"] = branch.cond.get("timestep_cond")
+        return self.unet(x, t, **self.conditions(branch), **options, attend=branch.attend, **self.residuals(x, t, branch, run)).sample
 
     def step_options(self, run: Run) -> dict[str, Any]:
         return {"eta": run.inputs.eta, "generator": run.inputs.generator}
 
 
-class LatentText(LatentUNet):
-    """The same, conditioned on the states of a CLIP text encoder."""
+class Edited(LatentUNet):
+    """A mixin: the denoiser sees the latents of a picture beside its own, and guidance is by both text and picture (Brooks et al. 2023)."""
 
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    unet: UNet2DConditionModel
-    scheduler: Scheduler
+    def guidance(self, inputs: Any) -> Any:
+        return InstructCFG(max(inputs.guidance_scale, 0.0), inputs.image_guidance_scale, inputs.guidance_rescale)
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        return super().denoise_once(torch.cat([x, branch.cond["image_latents"]], 1), t, branch, run)  # (B, 2C, H, W)
+
+
+class PromptedUNet(LatentUNet):
+    """What Stable Diffusion and its successors share: such a network, conditioned on prompts through CLIP text encoders."""
+
+    prompts: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")  # arguments; embeddings take the place of each
+    public: ClassVar[Mapping[str, tuple[str, ...]]] = {"prompt_embeds": ("context", "negative_prompt_embeds")}  # see `named_tensors`
     inputs = PromptInputs
     callback_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
     def check(self, inputs: Any) -> None:
-        for name in ("prompt", "negative_prompt"):
-            if getattr(inputs, name) is not None and getattr(inputs, f"{name}_embeds") is not None:
-                raise InputError("The same thing is given twice.", where=f"{name}, {name}_embeds", expected="one of the two")
+        for name in self.prompts:
+            embeds = name.removesuffix("_2") + "_embeds"
+            if getattr(inputs, name) is not None and getattr(inputs, embeds) is not None:
+                raise InputError("The same thing is given twice.", where=f"{name}, {embeds}", expected="one of the two")
         if inputs.prompt is None and inputs.prompt_embeds is None:
             raise InputError("There is nothing to picture.", where="prompt", expected="prompt or prompt_embeds")
         embeds, other, width = inputs.prompt_embeds, inputs.negative_prompt_embeds, self.unet.config.cross_attention_dim
@@ -112,17 +129,52 @@ class LatentText(LatentUNet):
         if embeds is not None and other is not None and embeds.shape != other.shape:
             got, expected = tuple(other.shape), tuple(embeds.shape)
             raise InputError("The embeddings differ in shape.", where="negative_prompt_embeds", got=got, expected=expected)
-        if inputs.negative_prompt is not None and not isinstance(inputs.negative_prompt, str):
-            prompts = self.count(inputs) // inputs.num_images_per_prompt
-            if (got := len(prompt_list(inputs.negative_prompt, "negative_prompt"))) != prompts:
-                expected = f"{prompts} of them, or one string for all"
-                raise InputError("There must be one negative prompt per prompt.", where="negative_prompt", got=got, expected=expected)
+        for name in self.prompts[1:]:
+            if (texts := getattr(inputs, name)) is not None and not isinstance(texts, str):
+                prompts = self.count(inputs) // inputs.num_images_per_prompt
+                if (got := len(prompt_list(texts, name))) != prompts:
+                    what, expected = f"There must be one {name.replace('_', ' ')} per prompt.", f"{prompts} of them, or one string for all"
+                    raise InputError(what, where=name, got=got, expected=expected)
         if inputs.ip_adapter_image is not None or inputs.ip_adapter_image_embeds is not None:
             raise InputError("No IP-Adapter is loaded.", where="ip_adapter_image", expected="None")
 
     def count(self, inputs: Any) -> int:
         embeds = inputs.prompt_embeds
         return (len(prompt_list(inputs.prompt, "prompt")) if embeds is None else embeds.shape[0]) * inputs.num_images_per_prompt
+
+    def conditioning(self, inputs: Any, positive: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None) -> Conditioning:
+        """The branches with these conditions. A network into which guidance is distilled is told the scale."""
+        attend, context = self.unet.attend, positive["context"]
+        if self.guidance_distilled:
+            scales = torch.full((context.shape[0],), inputs.guidance_scale - 1.0)
+            positive = {**positive, "timestep_cond": guidance_embedding(scales, self.unet.config.time_cond_proj_dim).to(context)}
+        return Conditioning(Branch(positive, attend), None if negative is None else Branch(negative, attend))
+
+    def named_tensors(self, run: Run) -> dict[str, Tensor]:
+        """Beside the latents: each condition, negative rows first, and the negative rows alone, by the names in `public`."""
+        branches = [b for b in (run.cond.negative, run.cond.positive) if b is not None]
+        tensors = {name: torch.cat([b.cond[key] for b in branches]) for name, (key, *_) in self.public.items()}
+        if run.cond.negative is not None:
+            tensors |= {alone: run.cond.negative.cond[key] for key, *names in self.public.values() for alone in names}
+        return {**super().named_tensors(run), **tensors}
+
+    def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        super().replace_tensors(run, tensors)
+        for name in self.public.keys() & tensors.keys():
+            *other, positive = tensors[name].split(run.rows)  # negative rows come first, if they are still there
+            cond, key = run.cond, self.public[name][0]
+            negative = cond.negative and cond.negative.with_cond(**{key: other[0] if other else cond.negative.cond[key]})
+            run.cond = Conditioning(cond.positive.with_cond(**{key: positive}), negative)
+
+
+class LatentText(PromptedUNet):
+    """A UNet over 4-channel latents, conditioned on the states of a CLIP text encoder (Rombach et al. 2022)."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: Scheduler
 
     @torch.no_grad()
     def encode_prompt(
@@ -148,28 +200,10 @@ class LatentText(LatentUNet):
         return prompt_embeds, negative_prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
-        scale_dim = self.unet.config.time_cond_proj_dim
         names = "prompt num_images_per_prompt negative_prompt prompt_embeds negative_prompt_embeds clip_skip"
         given = {name: getattr(inputs, name) for name in names.split()}
-        positive, negative = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative and scale_dim is None)
-        cond, attend = {"context": positive}, self.unet.attend
-        if scale_dim is not None:  # guidance is distilled into the network, which is told the scale
-            scales = torch.full((positive.shape[0],), inputs.guidance_scale - 1.0)
-            cond["timestep_cond"] = guidance_embedding(scales, scale_dim).to(positive)
-        return Conditioning(Branch(cond, attend), None if negative is None else Branch({"context": negative}, attend))
-
-    def named_tensors(self, run: Run) -> dict[str, Tensor]:
-        contexts = [b.cond["context"] for b in (run.cond.negative, run.cond.positive) if b is not None]
-        negative = {"negative_prompt_embeds": contexts[0]} if len(contexts) > 1 else {}
-        return {**super().named_tensors(run), "prompt_embeds": torch.cat(contexts), **negative}
-
-    def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
-        super().replace_tensors(run, tensors)
-        if "prompt_embeds" in tensors:
-            *other, positive = tensors["prompt_embeds"].split(run.rows)  # negative rows come first, if they are still there
-            cond = run.cond
-            negative = cond.negative and cond.negative.with_cond(context=other[0] if other else cond.negative.cond["context"])
-            run.cond = Conditioning(cond.positive.with_cond(context=positive), negative)
+        positive, negative = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative)
+        return self.conditioning(inputs, {"context": positive}, None if negative is None else {"context": negative})
 
 
 class Checked(Family):
@@ -211,6 +245,7 @@ class StableDiffusion(Checked, LatentText):
     """Stable Diffusion 1.x and 2.x, the base of its pipelines."""
 
     image_encoder: CLIPVisionModelWithProjection | None
+    family = "stable-diffusion"
     tasks = {"mask_image": Inpaint(strength=1.0), "image": Image2Image(strength=0.8)}
     arguments = {
         "text2image": f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} {_RESCALED}",

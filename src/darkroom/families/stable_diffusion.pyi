@@ -1,5 +1,5 @@
 # Written by scripts/stubs.py.
-# mypy: disable-error-code=override
+# mypy: disable-error-code="override,assignment"
 from collections.abc import Callable
 from torch import Generator
 from ..core.types import Guidance
@@ -35,9 +35,17 @@ class PromptInputs(CallInputs):
     cross_attention_kwargs: dict[str, Any] | None = ...
     clip_skip: int | None = ...
 class LatentUNet(Family):
+    unet: Any
 
     @property
     def denoiser(self) -> Any:
+        ...
+
+    @property
+    def guidance_distilled(self) -> bool:
+        ...
+
+    def conditions(self, branch: Branch) -> dict[str, Any]:
         ...
 
     def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
@@ -45,12 +53,16 @@ class LatentUNet(Family):
 
     def step_options(self, run: Run) -> dict[str, Any]:
         ...
-class LatentText(LatentUNet):
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    unet: UNet2DConditionModel
-    scheduler: Scheduler
+class Edited(LatentUNet):
+
+    def guidance(self, inputs: Any) -> Any:
+        ...
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        ...
+class PromptedUNet(LatentUNet):
+    prompts: ClassVar[tuple[str, ...]] = ...
+    public: ClassVar[Mapping[str, tuple[str, ...]]] = ...
 
     def check(self, inputs: Any) -> None:
         ...
@@ -58,17 +70,26 @@ class LatentText(LatentUNet):
     def count(self, inputs: Any) -> int:
         ...
 
-    @torch.no_grad()
-    def encode_prompt(self, prompt: str | list[str] | None, device: torch.device | str | None=None, num_images_per_prompt: int=1, do_classifier_free_guidance: bool=True, negative_prompt: str | list[str] | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, lora_scale: float | None=None, clip_skip: int | None=None) -> tuple[Tensor, Tensor | None]:
-        ...
-
-    def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
+    def conditioning(self, inputs: Any, positive: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None) -> Conditioning:
         ...
 
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
         ...
 
     def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        ...
+class LatentText(PromptedUNet):
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: Scheduler
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | list[str] | None, device: torch.device | str | None=None, num_images_per_prompt: int=1, do_classifier_free_guidance: bool=True, negative_prompt: str | list[str] | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, lora_scale: float | None=None, clip_skip: int | None=None) -> tuple[Tensor, Tensor | None]:
+        ...
+
+    def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
         ...
 class Checked(Family):
     safety_checker: StableDiffusionSafetyChecker | None

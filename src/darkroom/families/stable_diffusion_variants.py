@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
-from ..core.codec import ScaledCodec
-from ..core.guidance import InstructCFG
 from ..core.inputs import field
 from ..core.media import image_to_tensor, tensor_to_images
-from ..core.tasks import Depth2Image, Edit, Image2Image, LatentUpscale, Panorama, Text2Image, Upscale, Variation
-from ..core.tasks.text2image import repeat_to
+from ..core.tasks import Depth2Image, Edit, LatentUpscale, Panorama, Text2Image, Upscale, Variation
+from ..core.tasks.conditioned import seen_latents
+from ..core.tasks.image2image import GoOn
 from ..core.tasks.views import Box, boxes_of, by_views
 from ..core.types import Branch, Conditioning, Run
 from ..errors import InputError
 from ..family import CallInputs
 from .clip import prompt_list, tokenize
-from .stable_diffusion import Checked, LatentText, LatentUNet, PromptInputs, StableDiffusion, StableDiffusionPipelineOutput
+from .stable_diffusion import Checked, Edited, LatentText, LatentUNet, PromptInputs, StableDiffusion, StableDiffusionPipelineOutput
+from .stable_diffusion_xl import UpcastCodec
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, DPTForDepthEstimation, DPTImageProcessor
@@ -43,6 +43,7 @@ class StableDiffusionDepth2ImgPipeline(LatentText):
 
     depth_estimator: DPTForDepthEstimation
     feature_extractor: DPTImageProcessor
+    family = "stable-diffusion-depth2img"
     task = Depth2Image(strength=0.8)
     size_step = 1
     arguments = {
@@ -78,10 +79,10 @@ class StableDiffusionUpscalePipeline(LatentText):
     feature_extractor: CLIPImageProcessor | None
     watermarker: Any | None
     options = {"max_noise_level": 350}
-    codec = ScaledCodec("vae", 0.08333)  # first checkpoints lack it in their configurations
+    family = "stable-diffusion-upscale"
+    codec = UpcastCodec("vae", 0.08333)  # first checkpoints lack it in their configurations
     task = Upscale()
     size_step = 1
-    callback_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
     defaults = {"num_inference_steps": 75, "guidance_scale": 9.0}
     arguments = {
         "upscale": "prompt image num_inference_steps guidance_scale noise_level negative_prompt num_images_per_prompt eta generator "
@@ -99,6 +100,9 @@ class StableDiffusionUpscalePipeline(LatentText):
         cond = super().encode(inputs, needs_negative)
         level = torch.full((self.count(inputs),), inputs.noise_level, device=self.device)
         return Conditioning(*(b and b.with_cond(class_labels=level) for b in (cond.positive, cond.negative)))
+
+    def conditions(self, branch: Branch) -> dict[str, Any]:
+        return {**super().conditions(branch), "class_labels": branch.cond["class_labels"]}
 
     def decode(self, run: Run) -> dict[str, Any]:
         """With what the older checker makes of the pictures: it takes and gives [-1, 1], and blackens to 0."""
@@ -124,6 +128,8 @@ class PooledInputs(PromptInputs):
 class StableDiffusionLatentUpscalePipeline(LatentText):
     """Latents, or a picture, at twice the size (Katherine Crowson's upscaler). The network is preconditioned as Karras et al. 2022 do it."""
 
+    family = "stable-diffusion-latent-upscale"
+    guidance_distilled = False  # type: ignore[assignment]  # what such networks are told beside the timestep is no scale
     inputs = PooledInputs
     task = LatentUpscale()
     size_step = 1
@@ -220,6 +226,7 @@ class StableDiffusionImageVariationPipeline(Checked, PicturedUNet):
     """Variations of a picture (Lambda Labs): Stable Diffusion that was tuned to CLIP embeddings of pictures. A tensor is what the encoder takes."""
 
     feature_extractor: CLIPImageProcessor
+    family = "stable-diffusion-image-variation"
     task = Variation()
     arguments = {
         "variation": "image height width num_inference_steps guidance_scale num_images_per_prompt eta generator latents "
@@ -227,39 +234,27 @@ class StableDiffusionImageVariationPipeline(Checked, PicturedUNet):
     }
 
 
-@dataclass(kw_only=True)
-class InstructInputs(PromptInputs):
-    image_guidance_scale: float = field("Weight of the picture; below 1 guidance is off.", 1.5)
+class StableDiffusionInstructPix2PixPipeline(Edited, StableDiffusion):
+    """Edit a picture as the text says."""
 
-
-class StableDiffusionInstructPix2PixPipeline(StableDiffusion):
-    """Edit a picture as the text says (Brooks et al. 2023)."""
-
-    inputs = InstructInputs
+    family = "stable-diffusion-instruct-pix2pix"
     task = Edit()
     tasks = {}
     size_step = 1
-    callback_tensors = ("latents", "prompt_embeds")
+    callback_tensors = ("latents", "prompt_embeds", "image_latents")
     defaults = {"num_inference_steps": 100}
     arguments = {
         "edit": "prompt image num_inference_steps guidance_scale image_guidance_scale negative_prompt num_images_per_prompt eta generator "
         f"latents {_EMBEDS} {_ADAPTER} {_OUT} {_END} cross_attention_kwargs"
     }
 
-    def guidance(self, inputs: Any) -> Any:
-        return InstructCFG(inputs.guidance_scale, inputs.image_guidance_scale)
-
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
         cond = super().encode(inputs, needs_negative)
         factor, channels = self.codec.factor(self), self.codec.channels(self)
         image = image_to_tensor(inputs.image, height=inputs.height, width=inputs.width, factor=factor, latent_channels=channels)
-        image = image.to(self.device, cond.positive.cond["context"].dtype)
-        image = image if image.shape[1] == channels else self.vae.encode(image).latent_dist.mode()  # not scaled: it was trained so
-        image = repeat_to(image, self.count(inputs), "image")
+        context = cond.positive.cond["context"]
+        image = seen_latents(self, image, len(context), context.dtype)
         return Conditioning(*(b and b.with_cond(image_latents=image) for b in (cond.positive, cond.negative)))
-
-    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
-        return super().denoise_once(torch.cat([x, branch.cond["image_latents"]], 1), t, branch, run)  # (B, 2C, H, W)
 
     def _triple(self, run: Run, name: str) -> Tensor:
         """A condition as callbacks see it: of text and picture, of the picture alone, of neither."""
@@ -292,21 +287,17 @@ def takes_strength(scheduler: Any) -> bool:
     return "strength" in inspect.signature(scheduler.set_timesteps).parameters
 
 
-class ConsistencyImage2Image(Image2Image):
-    """Image to image with a scheduler that may cut the schedule by itself. `latents` are where the run starts, not noise for the picture."""
+class ConsistencyImage2Image(GoOn):
+    """Image to image with a scheduler that may cut the schedule by itself."""
 
     def timesteps(self, pipe: Any, run: Run) -> Tensor:
         return pipe.set_timesteps(run) if takes_strength(run.scheduler) else super().timesteps(pipe, run)
-
-    def start(self, pipe: Any, run: Run) -> None:
-        if run.inputs.latents is None:
-            return super().start(pipe, run)
-        run.timesteps, run.x = self.timesteps(pipe, run), run.inputs.latents.to(pipe.device, pipe.run_dtype(run))
 
 
 class LatentConsistency(StableDiffusion):
     """A UNet that was distilled to give x0 in one to eight steps, and that is told the guidance scale (Luo et al. 2023)."""
 
+    family = "lcm"
     inputs = ConsistencyInputs
     tasks = {}
     callback_tensors = ("latents", "denoised", "prompt_embeds", "w_embedding")
@@ -356,6 +347,7 @@ class LatentConsistencyModelImg2ImgPipeline(LatentConsistency):
 class StableDiffusionPanoramaPipeline(StableDiffusion):
     """Wide pictures from views that overlap (MultiDiffusion, Bar-Tal et al. 2023)."""
 
+    family = "stable-diffusion-panorama"
     task = Panorama()
     tasks = {}
     predict = staticmethod(by_views)

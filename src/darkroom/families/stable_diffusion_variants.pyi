@@ -1,5 +1,5 @@
 # Written by scripts/stubs.py.
-# mypy: disable-error-code=override
+# mypy: disable-error-code="override,assignment"
 from collections.abc import Callable
 from torch import Generator
 from ..core.types import Guidance
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 import torch
 from torch import Tensor
-from ..core.tasks import Image2Image
+from ..core.tasks.image2image import GoOn
 from ..core.tasks.views import Box
 from ..core.types import Branch, Conditioning, Run
 from ..family import CallInputs
-from .stable_diffusion import Checked, LatentText, LatentUNet, PromptInputs, StableDiffusion
+from .stable_diffusion import Checked, Edited, LatentText, LatentUNet, PromptInputs, StableDiffusion
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, DPTForDepthEstimation, DPTImageProcessor
 from ..models.autoencoder_kl import AutoencoderKL
 from ..models.unet_2d_condition import UNet2DConditionModel
@@ -43,6 +43,9 @@ class StableDiffusionUpscalePipeline(LatentText):
         ...
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
+        ...
+
+    def conditions(self, branch: Branch) -> dict[str, Any]:
         ...
 
     def decode(self, run: Run) -> dict[str, Any]:
@@ -92,18 +95,9 @@ class StableDiffusionImageVariationPipeline(Checked, PicturedUNet):
 
     def __call__(self, image: Any, height: int | None=None, width: int | None=None, num_inference_steps: int=50, guidance_scale: float=7.5, num_images_per_prompt: int=1, eta: float=0.0, generator: Generator | list[Generator] | None=None, latents: Tensor | None=None, output_type: str='pil', return_dict: bool=True, callback: Callable[..., None] | None=None, callback_steps: int=1, *, guidance: Guidance | None=None, callback_on_step_end: Callable[..., dict[str, Any]] | None=None, callback_on_step_end_tensor_inputs: list[str]=...) -> Any:
         ...
-@dataclass(kw_only=True)
-class InstructInputs(PromptInputs):
-    image_guidance_scale: float = ...
-class StableDiffusionInstructPix2PixPipeline(StableDiffusion):
-
-    def guidance(self, inputs: Any) -> Any:
-        ...
+class StableDiffusionInstructPix2PixPipeline(Edited, StableDiffusion):
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
-        ...
-
-    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
         ...
 
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
@@ -119,12 +113,9 @@ class ConsistencyInputs(PromptInputs):
     original_inference_steps: int | None = ...
 def takes_strength(scheduler: Any) -> bool:
     ...
-class ConsistencyImage2Image(Image2Image):
+class ConsistencyImage2Image(GoOn):
 
     def timesteps(self, pipe: Any, run: Run) -> Tensor:
-        ...
-
-    def start(self, pipe: Any, run: Run) -> None:
         ...
 class LatentConsistency(StableDiffusion):
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from ..core.codec import Pixels
 from ..core.inputs import field
+from ..core.media import image_count
 from ..core.tasks import Text2Image
+from ..core.tasks.repaint import RePaint
 from ..core.types import Branch, Run
 from ..family import CallInputs, Family
 from ..schedulers.ddim import DDIMScheduler
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from ..models.unet_2d import UNet2DModel
     from ..schedulers.base import Scheduler
 
-__all__ = ["DDIMPipeline", "DDPMPipeline"]
+__all__ = ["BatchInputs", "DDIMPipeline", "DDPMPipeline", "RePaintPipeline", "Unconditional"]
 
 
 @dataclass(kw_only=True)
@@ -66,3 +68,19 @@ class DDIMPipeline(Unconditional):
     def step_options(self, run: Run) -> dict[str, Any]:
         clipped = bool(run.inputs.use_clipped_model_output)
         return {"generator": run.inputs.generator, "eta": run.inputs.eta, "use_clipped_model_output": clipped}
+
+
+class RePaintPipeline(Unconditional):
+    """Inpainting with a network that was not trained for it, by going back and forth in time (Lugmayr et al. 2022)."""
+
+    task = RePaint()
+    defaults = {"num_inference_steps": 250}
+    arguments = {"repaint": "image mask_image num_inference_steps eta jump_length jump_n_sample generator output_type return_dict"}
+    inputs = CallInputs
+
+    def count(self, inputs: Any) -> int:
+        return image_count(inputs.image)
+
+    def step_options(self, run: Run) -> dict[str, Any]:
+        known = {name: run.tensors[name] for name in ("original_image", "mask")}
+        return {**known, "generator": run.inputs.generator}

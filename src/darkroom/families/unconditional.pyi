@@ -1,5 +1,5 @@
 # Written by scripts/stubs.py.
-# mypy: disable-error-code=override
+# mypy: disable-error-code="override,assignment"
 from collections.abc import Callable
 from torch import Generator
 from ..core.types import Guidance
@@ -40,4 +40,14 @@ class DDIMPipeline(Unconditional):
         ...
 
     def __call__(self, batch_size: int=1, generator: Generator | list[Generator] | None=None, eta: float=0.0, num_inference_steps: int=50, use_clipped_model_output: bool | None=None, output_type: str='pil', return_dict: bool=True, *, guidance: Guidance | None=None, callback_on_step_end: Callable[..., dict[str, Any]] | None=None, callback_on_step_end_tensor_inputs: list[str]=..., callback: Callable[..., None] | None=None, callback_steps: int=1, height: int | None=None, width: int | None=None, latents: Tensor | None=None) -> Any:
+        ...
+class RePaintPipeline(Unconditional):
+
+    def count(self, inputs: Any) -> int:
+        ...
+
+    def step_options(self, run: Run) -> dict[str, Any]:
+        ...
+
+    def __call__(self, image: Any, mask_image: Any, num_inference_steps: int=250, eta: float=0.0, jump_length: int=10, jump_n_sample: int=10, generator: Generator | list[Generator] | None=None, output_type: str='pil', return_dict: bool=True, *, guidance: Guidance | None=None, callback_on_step_end: Callable[..., dict[str, Any]] | None=None, callback_on_step_end_tensor_inputs: list[str]=..., callback: Callable[..., None] | None=None, callback_steps: int=1, latents: Tensor | None=None) -> Any:
         ...

@@ -15,6 +15,7 @@ from ..outputs import Output
 from .base import Model, choose
 from .layers.attention import Conditions, SelfAttention, rename_attention
 from .layers.resnet import Way
+from .layers.spatial_norm import SpatialBlock, SpatialNorm, SpatialSelfAttention
 from .layers.unet_blocks import Attends, Block, down_levels, middle_block, per_block, up_levels
 
 __all__ = ["AutoencoderKL", "AutoencoderKLConfig", "AutoencoderKLOutput", "DecoderOutput", "DiagonalGaussian"]
@@ -96,36 +97,46 @@ class AutoencoderKLOutput(Output):
 
 @dataclass
 class DecoderOutput(Output):
-    """`sample`: images (B, out_channels, H, W), about [-1, 1]."""
+    """`sample`: images (B, out_channels, H, W), about [-1, 1]; `commit_loss`: how far latents were from their codebook, if there is one."""
 
     sample: Tensor
+    commit_loss: Tensor | None = None
 
 
 class Half(nn.Module):
-    """The way down, from images (B, C, H, W) to moments of latents (B, 2 latent_channels, H / f, W / f), or up, from latents to images."""
+    """The way down, from images (B, C, H, W) to `encoded` channels (B, encoded, H / f, W / f), or up, from latents to images.
+    `encoded` are the moments of latents, mean and variance, if not given. With `spatial` channels of latents every norm sees them.
+    """
 
-    def __init__(self, c: AutoencoderKLConfig, way: Way):
+    def __init__(self, c: Config, way: Way, encoded: int | None = None, spatial: int | None = None):
         super().__init__()
-        channels_in, channels_out = (c.in_channels, 2 * c.latent_channels) if way == "down" else (c.latent_channels, c.out_channels)
-        levels = down_levels(c, head_dim=c.block_out_channels, norm_eps=EPS, downsample_padding=0)
+        encoded = encoded or 2 * c.latent_channels
+        channels_in, channels_out = (c.in_channels, encoded) if way == "down" else (c.latent_channels, c.out_channels)
+        levels = down_levels(c, head_dim=c.block_out_channels, norm_eps=EPS, downsample_padding=0, temb_channels=spatial)
+        self.spatial, make = bool(spatial), SpatialBlock if spatial else Block
         middle = levels[-1]
         if way == "up":
             levels = [replace(level, skip_channels=0) for level in up_levels(levels)]
         field = f"{way}_block_types"
         kinds = [choose(field, name, BLOCKS[way]) for name in per_block(c, field)]
+        inside: Attends = SelfAttention if c.mid_block_add_attention else None
+        if spatial:
+            kinds, inside = [kind and SpatialSelfAttention for kind in kinds], inside and SpatialSelfAttention
         self.conv_in = nn.Conv2d(channels_in, levels[0].channels_in, 3, padding=1)
-        self.down_blocks = nn.ModuleList(map(Block, kinds, levels) if way == "down" else [])
-        self.mid_block = middle_block(SelfAttention if c.mid_block_add_attention else None, middle)
-        self.up_blocks = nn.ModuleList(map(Block, kinds, levels) if way == "up" else [])
-        self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, levels[-1].channels, eps=EPS)
+        self.down_blocks = nn.ModuleList(map(make, kinds, levels) if way == "down" else [])
+        self.mid_block = middle_block(inside, middle, make=make)
+        self.up_blocks = nn.ModuleList(map(make, kinds, levels) if way == "up" else [])
+        width = levels[-1].channels
+        self.conv_norm_out = SpatialNorm(width, spatial) if spatial else nn.GroupNorm(c.norm_num_groups, width, eps=EPS)
         self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(levels[-1].channels, channels_out, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, channels_out, 3, padding=1)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x, cond = self.conv_in(x), Conditions(attend=attend)
+    def forward(self, x: Tensor, attend: Attend, z: Tensor | None = None) -> Tensor:
+        """`z` are the latents for `spatial` norms."""
+        x, cond = self.conv_in(x), Conditions(z if self.spatial else None, attend=attend)
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
             x = block(x, cond)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_act(self.conv_norm_out(x, z) if self.spatial else self.conv_norm_out(x)))
 
 
 def blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:

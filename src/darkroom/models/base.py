@@ -20,7 +20,7 @@ T = TypeVar("T")
 class Model(Configurable, nn.Module):
     """A network over a frozen configuration.
     A subclass sets `Config` and `Result` and implements `build(config)`, which creates the submodules, and `forward`, which returns a
-    plain tensor. Calling the network wraps that tensor in `Result`, or in a one-element tuple with `return_dict=False`.
+    plain tensor, or a tuple of some. Calling the network wraps them in `Result`, or in a tuple with `return_dict=False`.
     """
 
     Result: ClassVar[type[Output]]
@@ -42,7 +42,8 @@ class Model(Configurable, nn.Module):
 
     def __call__(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         out = super().__call__(*args, **kwargs)
-        return self.Result(out) if return_dict else (out,)
+        parts = out if isinstance(out, tuple) else (out,)
+        return self.Result(*parts) if return_dict else parts
 
     @staticmethod
     def rename_key(name: str) -> str:

@@ -19,7 +19,7 @@ from .layers.resnet import Level, activation
 from .layers.unet_blocks import Attends, Block, down_levels, middle_block, per_block, up_levels
 from .unet_2d import UNet, UNet2DOutput
 
-__all__ = ["UNet2DConditionConfig", "UNet2DConditionModel", "UNet2DConditionOutput"]
+__all__ = ["ConditionedUNet", "UNet2DConditionConfig", "UNet2DConditionModel", "UNet2DConditionOutput"]
 
 logger = logging.getLogger("darkroom")
 
@@ -85,38 +85,18 @@ class UNet2DConditionConfig(Config):
     addition_embed_type_num_heads: int = 64
 
 
-class UNet2DConditionModel(UNet):
-    """A UNet over (B, C, H, W) that predicts noise, velocity or the clean sample, as its checkpoint was trained.
-    Raises ConfigError for an option that has no meaning, or whose length does not fit the number of blocks.
-    """
+class ConditionedUNet(UNet):
+    """What networks share that read a context and added conditions beside the timestep, a whole UNet or its way down alone (ControlNet)."""
 
-    Config = UNet2DConditionConfig
-    Result = UNet2DConditionOutput
-    config: UNet2DConditionConfig
+    def _levels(self, c: Any, width: int) -> list[Level]:
+        """What the way down is built from; `width` is that of the timestep embedding."""
+        heads = per_block(c, "attention_head_dim" if c.num_attention_heads is None else "num_attention_heads")
+        options = {"context_dim": per_block(c, "cross_attention_dim"), "only_cross": per_block(c, "only_cross_attention")}
+        options["depth"] = per_block(c, "transformer_layers_per_block")
+        options["head_dim"] = tuple(dim or size for dim, size in zip(per_block(c, "attention_head_dim"), c.block_out_channels))
+        return down_levels(c, temb_channels=width, heads=heads, **options)
 
-    def build(self, c: UNet2DConditionConfig) -> None:
-        choose("attention_type", c.attention_type, {"default": None})
-        head_dims, depths = per_block(c, "attention_head_dim"), per_block(c, "transformer_layers_per_block")
-        if c.reverse_transformer_layers_per_block is not None:
-            per_block(c, "reverse_transformer_layers_per_block")
-        elif any(isinstance(depth, tuple) for depth in depths):
-            where = "reverse_transformer_layers_per_block"
-            raise ConfigError("The depth of the way up is missing.", where=where, expected="one tuple per block")
-        self.conv_in = nn.Conv2d(c.in_channels, c.block_out_channels[0], c.conv_in_kernel, padding=(c.conv_in_kernel - 1) // 2)
-        width = self._build_embeddings(c)
-        self.concat_classes = c.class_embeddings_concat
-        heads = head_dims if c.num_attention_heads is None else per_block(c, "num_attention_heads")
-        options = {"context_dim": per_block(c, "cross_attention_dim"), "only_cross": per_block(c, "only_cross_attention"), "depth": depths}
-        options["head_dim"] = tuple(dim or width for dim, width in zip(head_dims, c.block_out_channels))
-        levels = down_levels(c, temb_channels=width * 2 if c.class_embeddings_concat else width, heads=heads, **options)
-        # head_dim is not reversed on the way up: the checkpoints were trained so
-        ups = zip(up_levels(levels), levels, c.reverse_transformer_layers_per_block or depths[::-1])
-        up = [replace(a, head_dim=b.head_dim, depth=depth) for a, b, depth in ups]
-        self._build_blocks(c, levels, self._middle(c, levels[-1]), up, c.act_fn, c.conv_out_kernel, c.norm_num_groups)
-        reads = self.encoder_hid_dim_type != "image_proj" and any(getattr(m, "reads_context", False) for m in self.modules())
-        self.reads_context = reads or c.addition_embed_type == "text"
-
-    def _build_embeddings(self, c: UNet2DConditionConfig) -> int:
+    def _build_embeddings(self, c: Any) -> int:
         """What turns timestep, class and added conditions into one vector. Returns its width."""
 
         def given(field: str) -> int:
@@ -168,7 +148,7 @@ class UNet2DConditionModel(UNet):
         return width
 
     @staticmethod
-    def _middle(c: UNet2DConditionConfig, level: Level) -> Block | None:
+    def _middle(c: Any, level: Level) -> Block | None:
         bare: dict[str | None, Attends] = {None: None, "UNetMidBlock2D": None}
         read = {"UNetMidBlock2DCrossAttn": Transformer2D, "UNetMidBlock2DSimpleCrossAttn": AddedKVAttention}
         kind = choose("mid_block_type", c.mid_block_type, bare | read)
@@ -180,80 +160,19 @@ class UNet2DConditionModel(UNet):
         options = {"resnet_skip_time_act": simple and c.resnet_skip_time_act, "only_cross": simple and only_cross}
         return middle_block(kind, replace(level, resnet_out_scale_factor=c.mid_block_scale_factor, **options), layers=2 if kind else 1)
 
-    def forward(
-        self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor | None, class_labels: Tensor | None = None,
-        timestep_cond: Tensor | None = None, attention_mask: Tensor | None = None, cross_attention_kwargs: Mapping[str, Any] | None = None,
-        added_cond_kwargs: Mapping[str, Tensor] | None = None, down_block_additional_residuals: Sequence[Tensor] | None = None,
-        mid_block_additional_residual: Tensor | None = None, down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
-        encoder_attention_mask: Tensor | None = None, *, attend: Attend | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Predict from a noisy sample: (B, in_channels, H, W) -> (B, out_channels, H, W); H and W of any size.
-        Args:
-            timestep: one for all rows or one for each, 0 to 999 for most checkpoints.
-            encoder_hidden_states: the context (B, M, cross_attention_dim).
-            class_labels: (B,), or (B, C) for projected classes.
-            timestep_cond: (B, time_cond_proj_dim), the embedded guidance scale of distilled networks.
-            attention_mask, encoder_attention_mask: 1 keeps and 0 discards a key of self- and cross-attention; (B, M) or (B, N, M).
-            cross_attention_kwargs: `scale` is accepted and belongs to adapters.
-            added_cond_kwargs: what `addition_embed_type` and `encoder_hid_dim_type` need: `text_embeds` (B, C) and `time_ids` (B, 5 or 6) for
-                "text_time", `image_embeds` (B, C) for those named after images, `hint` (B, 3, 8H, 8W) for "image_hint".
-            down_block_additional_residuals: added to each skip connection (ControlNet, Zhang et al. 2023).
-            mid_block_additional_residual: added after the middle.
-            down_intrablock_additional_residuals: added inside blocks on the way down (T2I-Adapter, Mou et al. 2023).
-            attend: the attention of this call, see `darkroom.core.attention`; the network's own if None.
-        Raises InputError for an argument that is missing or does not fit the configuration.
-        """
-        c, added = self.config, added_cond_kwargs or {}
-        if unknown := sorted(set(cross_attention_kwargs or ()) - {"scale"}):
-            logger.warning("cross_attention_kwargs that nothing reads: %s", ", ".join(unknown))
-        x, context = self._centred(sample, 4 if c.addition_embed_type == "image_hint" else 0), encoder_hidden_states
-        fits = c.cross_attention_dim if self.encoder_hid_proj is None else c.encoder_hid_dim
-        dims = fits if isinstance(fits, tuple) else (fits,)
+    def _conditions(
+        self, x: Tensor, timestep: Tensor | float, context: Tensor | None, class_labels: Tensor | None, timestep_cond: Tensor | None,
+        added: Mapping[str, Tensor], attention_mask: Tensor | None, dims: tuple[int, ...], attend: Attend | None,
+    ) -> Conditions:  # fmt: skip
+        """What blocks receive, from the arguments of a call; `dims` are the widths that the context may have."""
         if self.reads_context and (context is None or context.ndim != 3 or context.shape[-1] not in dims):
             got, fix = None if context is None else tuple(context.shape), "Use the text encoder that belongs to this checkpoint."
             what, where = "The context does not fit this network.", "encoder_hidden_states"
             raise InputError(what, where=where, got=got, expected=f"(B, M, {dims[0]})", fix=fix)
-        temb = self._embed(x, timestep, class_labels, timestep_cond)
-        if c.addition_embed_type is not None:
-            temb = temb + self._added(c.addition_embed_type, context, added, temb.dtype)
-        if c.addition_embed_type == "image_hint":
-            x = torch.cat([x, self.add_embedding.input_hint_block(self._given(added, "hint"))], 1)  # (B, in_channels, H, W)
-        if self.encoder_hid_proj is not None:
-            image = () if self.encoder_hid_dim_type == "text_proj" else (self._given(added, "image_embeds"),)
-            text = () if self.encoder_hid_dim_type == "image_proj" else (context,)
-            context = self.encoder_hid_proj(*text, *image)  # (B, M, cross_attention_dim)
-        mask, context_mask = as_bias(attention_mask, x.dtype), as_bias(encoder_attention_mask, x.dtype)
-        if context_mask is not None and context is not None and context_mask.shape[-1] != context.shape[1]:
-            got, keys = context_mask.shape[-1], context.shape[1]
-            raise InputError("The mask does not fit.", where="encoder_attention_mask", got=got, expected=keys)
-        inside, outside = down_intrablock_additional_residuals, down_block_additional_residuals
-        if mid_block_additional_residual is None:  # older T2I-Adapter programs pass theirs as a ControlNet's
-            inside, outside = outside if inside is None else inside, None
-        cond = Conditions(self.time_embed_act(temb), context, mask, context_mask, attend or self.attend)
-        return self._through(x, cond, inside or (), outside, mid_block_additional_residual)
-
-    def sample_call(self, rows: int, height: int, width: int) -> Any:
-        """One call for `rows` samples of this size with conditions of the usual shapes; the values mean nothing."""
-        c = self.config
-        hinted = c.addition_embed_type == "image_hint"
-        x = torch.empty(rows, c.in_channels - 4 * hinted, height, width, dtype=self.dtype)
-        dims = c.cross_attention_dim if c.encoder_hid_dim is None else c.encoder_hid_dim
-        context = torch.empty(rows, 77, dims if isinstance(dims, int) else dims[0], dtype=self.dtype)
-        added, labels = {}, None
-        if c.addition_embed_type == "text_time":
-            count = 6 if (c.projection_class_embeddings_input_dim or 0) - 6 * (c.addition_time_embed_dim or 0) >= 1280 else 5
-            text = (c.projection_class_embeddings_input_dim or 0) - count * (c.addition_time_embed_dim or 0)
-            added = {"text_embeds": torch.empty(rows, text, dtype=self.dtype), "time_ids": torch.empty(rows, count, dtype=self.dtype)}
-        if "image" in (kinds := f"{c.addition_embed_type} {c.encoder_hid_dim_type}"):
-            wide = c.cross_attention_dim if "text_image" in kinds else c.encoder_hid_dim
-            added = {name: torch.empty(rows, wide, dtype=self.dtype) for name in ("text_embeds", "image_embeds")}
-            added |= {"hint": torch.empty(rows, 3, 8 * height, 8 * width, dtype=self.dtype)} if hinted else {}
-        if c.num_class_embeds is not None or c.class_embed_type == "timestep":
-            labels = torch.zeros(rows, dtype=torch.int64)
-        elif c.projection_class_embeddings_input_dim is not None and c.class_embed_type is not None:
-            labels = torch.empty(rows, c.projection_class_embeddings_input_dim, dtype=self.dtype)
-        cond = None if c.time_cond_proj_dim is None else torch.empty(rows, c.time_cond_proj_dim, dtype=self.dtype)
-        return self(x, torch.ones(1), context, class_labels=labels, timestep_cond=cond, added_cond_kwargs=added)
+        temb, kind = self._embed(x, timestep, class_labels, timestep_cond), self.config.addition_embed_type
+        if kind is not None:
+            temb = temb + self._added(kind, context, added, temb.dtype)
+        return Conditions(temb, context, as_bias(attention_mask, x.dtype), attend=attend or self.attend)
 
     @staticmethod
     def _given(added: Mapping[str, Tensor], name: str) -> Tensor:
@@ -280,6 +199,105 @@ class UNet2DConditionModel(UNet):
             got = f"{pooled.shape[-1]} + {sizes.shape[-1]}"
             raise InputError(what, where=where, got=got, expected=f"{expected}", fix="SDXL takes 6 time_ids per sample, its refiner 5.")
         return torch.cat([pooled, sizes], -1)
+
+
+class UNet2DConditionModel(ConditionedUNet):
+    """A UNet over (B, C, H, W) that predicts noise, velocity or the clean sample, as its checkpoint was trained.
+    Raises ConfigError for an option that has no meaning, or whose length does not fit the number of blocks.
+    """
+
+    Config = UNet2DConditionConfig
+    Result = UNet2DConditionOutput
+    config: UNet2DConditionConfig
+
+    def build(self, c: UNet2DConditionConfig) -> None:
+        choose("attention_type", c.attention_type, {"default": None})
+        depths = per_block(c, "transformer_layers_per_block")
+        if c.reverse_transformer_layers_per_block is not None:
+            per_block(c, "reverse_transformer_layers_per_block")
+        elif any(isinstance(depth, tuple) for depth in depths):
+            where = "reverse_transformer_layers_per_block"
+            raise ConfigError("The depth of the way up is missing.", where=where, expected="one tuple per block")
+        self.conv_in = nn.Conv2d(c.in_channels, c.block_out_channels[0], c.conv_in_kernel, padding=(c.conv_in_kernel - 1) // 2)
+        width = self._build_embeddings(c)
+        self.concat_classes = c.class_embeddings_concat
+        levels = self._levels(c, width * 2 if c.class_embeddings_concat else width)
+        # head_dim is not reversed on the way up: the checkpoints were trained so
+        ups = zip(up_levels(levels), levels, c.reverse_transformer_layers_per_block or depths[::-1])
+        up = [replace(a, head_dim=b.head_dim, depth=depth) for a, b, depth in ups]
+        self._build_blocks(c, levels, self._middle(c, levels[-1]), up, c.act_fn, c.conv_out_kernel, c.norm_num_groups)
+        reads = self.encoder_hid_dim_type != "image_proj" and any(getattr(m, "reads_context", False) for m in self.modules())
+        self.reads_context = reads or c.addition_embed_type == "text"
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor | None, class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None, attention_mask: Tensor | None = None, cross_attention_kwargs: Mapping[str, Any] | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None, down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None, down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
+        encoder_attention_mask: Tensor | None = None, *, attend: Attend | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Predict from a noisy sample: (B, in_channels, H, W) -> (B, out_channels, H, W); H and W of any size.
+        Args:
+            timestep: one for all rows or one for each, 0 to 999 for most checkpoints.
+            encoder_hidden_states: the context (B, M, cross_attention_dim).
+            class_labels: (B,), or (B, C) for projected classes.
+            timestep_cond: (B, time_cond_proj_dim), the embedded guidance scale of distilled networks.
+            attention_mask, encoder_attention_mask: 1 keeps and 0 discards a key of self- and cross-attention; (B, M) or (B, N, M).
+            cross_attention_kwargs: `scale` is accepted and belongs to adapters.
+            added_cond_kwargs: what `addition_embed_type` and `encoder_hid_dim_type` need: `text_embeds` (B, C) and `time_ids` (B, 5 or 6) for
+                "text_time", `image_embeds` (B, C) for those named after images, `hint` (B, 3, 8H, 8W) for "image_hint".
+            down_block_additional_residuals: added to each skip connection (ControlNet, Zhang et al. 2023).
+            mid_block_additional_residual: added after the middle.
+            down_intrablock_additional_residuals: added inside blocks on the way down (T2I-Adapter, Mou et al. 2023).
+            attend: the attention of this call, see `darkroom.core.attention`; the network's own if None.
+        Raises InputError for an argument that is missing or does not fit the configuration.
+        """
+        c = self.config
+        if unknown := sorted(set(cross_attention_kwargs or ()) - {"scale"}):
+            logger.warning("cross_attention_kwargs that nothing reads: %s", ", ".join(unknown))
+        x, context = self._centred(sample, 4 if c.addition_embed_type == "image_hint" else 0), encoder_hidden_states
+        fits = c.cross_attention_dim if self.encoder_hid_proj is None else c.encoder_hid_dim
+        dims = fits if isinstance(fits, tuple) else (fits,)
+        added = added_cond_kwargs or {}
+        cond = self._conditions(x, timestep, context, class_labels, timestep_cond, added, attention_mask, dims, attend)
+        if c.addition_embed_type == "image_hint":
+            x = torch.cat([x, self.add_embedding.input_hint_block(self._given(added, "hint"))], 1)  # (B, in_channels, H, W)
+        if self.encoder_hid_proj is not None:
+            image = () if self.encoder_hid_dim_type == "text_proj" else (self._given(added, "image_embeds"),)
+            text = () if self.encoder_hid_dim_type == "image_proj" else (context,)
+            context = self.encoder_hid_proj(*text, *image)  # (B, M, cross_attention_dim)
+        context_mask = as_bias(encoder_attention_mask, x.dtype)
+        if context_mask is not None and context is not None and context_mask.shape[-1] != context.shape[1]:
+            got, keys = context_mask.shape[-1], context.shape[1]
+            raise InputError("The mask does not fit.", where="encoder_attention_mask", got=got, expected=keys)
+        inside, outside = down_intrablock_additional_residuals, down_block_additional_residuals
+        if mid_block_additional_residual is None:  # older T2I-Adapter programs pass theirs as a ControlNet's
+            inside, outside = outside if inside is None else inside, None
+        cond = replace(cond, temb=self.time_embed_act(cond.temb), context=context, context_mask=context_mask)
+        return self._through(x, cond, inside or (), outside, mid_block_additional_residual)
+
+    def sample_call(self, rows: int, height: int, width: int) -> Any:
+        """One call for `rows` samples of this size with conditions of the usual shapes; the values mean nothing."""
+        c = self.config
+        hinted = c.addition_embed_type == "image_hint"
+        x = torch.empty(rows, c.in_channels - 4 * hinted, height, width, dtype=self.dtype)
+        dims = c.cross_attention_dim if c.encoder_hid_dim is None else c.encoder_hid_dim
+        context = torch.empty(rows, 77, dims if isinstance(dims, int) else dims[0], dtype=self.dtype)
+        added, labels = {}, None
+        if c.addition_embed_type == "text_time":
+            count = 6 if (c.projection_class_embeddings_input_dim or 0) - 6 * (c.addition_time_embed_dim or 0) >= 1280 else 5
+            text = (c.projection_class_embeddings_input_dim or 0) - count * (c.addition_time_embed_dim or 0)
+            added = {"text_embeds": torch.empty(rows, text, dtype=self.dtype), "time_ids": torch.empty(rows, count, dtype=self.dtype)}
+        if "image" in (kinds := f"{c.addition_embed_type} {c.encoder_hid_dim_type}"):
+            wide = c.cross_attention_dim if "text_image" in kinds else c.encoder_hid_dim
+            added = {name: torch.empty(rows, wide, dtype=self.dtype) for name in ("text_embeds", "image_embeds")}
+            added |= {"hint": torch.empty(rows, 3, 8 * height, 8 * width, dtype=self.dtype)} if hinted else {}
+        if c.num_class_embeds is not None or c.class_embed_type == "timestep":
+            labels = torch.zeros(rows, dtype=torch.int64)
+        elif c.projection_class_embeddings_input_dim is not None and c.class_embed_type is not None:
+            labels = torch.empty(rows, c.projection_class_embeddings_input_dim, dtype=self.dtype)
+        cond = None if c.time_cond_proj_dim is None else torch.empty(rows, c.time_cond_proj_dim, dtype=self.dtype)
+        return self(x, torch.ones(1), context, class_labels=labels, timestep_cond=cond, added_cond_kwargs=added)
 
 
 def as_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

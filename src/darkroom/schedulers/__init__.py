@@ -1,4 +1,4 @@
-"""Schedulers: one file per algorithm. Classes are imported on first use."""
+"""Schedulers: a file holds one algorithm or a few that are near kin, those of single families by kind. Classes are imported on first use."""
 
 from .._public import NAMES, lazy
 

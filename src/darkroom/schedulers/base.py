@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 import numbers
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, get_args, get_origin
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,16 +25,17 @@ Timestep = Tensor | float
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 FLOWS = (*PREDICTIONS, "flow_prediction")
 SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+THRESHOLDS = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+FLOWING = {"use_flow_sigmas": False, "flow_shift": 1.0}
+SHIFTING = {"use_dynamic_shifting": False, "time_shift_type": ("exponential", "linear")}
 LEADING, LINSPACE = ("leading", "linspace", "trailing"), ("linspace", "leading", "trailing")  # the default spacing first
 # what a flow-matching network was trained with; classes that have no such option keep it beside theirs, and heed it
 PATH_OPTIONS = ("use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal")
 # the classes that share one configuration: the reference's, and those that it does not have
-KARRAS = (
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler", "EDMEulerScheduler", "ERSDEScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
-    "RESMultistepScheduler", "UniPCMultistepScheduler",
-)  # fmt: skip
+KARRAS = tuple(f"{name}Scheduler" for name in (
+    "DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSDE", "DPMSolverSinglestep", "EDMEuler", "ERSDE", "EulerAncestralDiscrete",
+    "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LMSDiscrete", "PNDM", "RESMultistep", "UniPCMultistep",
+))  # fmt: skip
 LARGEST_TABLE = 1_000_000  # a file may ask for any number; this bounds what it costs
 
 
@@ -51,36 +51,64 @@ Stepped = SchedulerOutput | tuple[Tensor, ...]  # what `step` returns
 
 
 class Scheduler(Configurable):
-    """Timesteps of a run, and one step of it: `set_timesteps(n)`, then `step(out, t, x).prev_sample` for each t of `timesteps`.
-    `step` takes the network's output and the sample, (B, C, ...) both, and an item of `timesteps`; a `generator` (or one for each row) makes
-    its noise, and `return_dict=False` gives a tuple. It replaces attributes and never changes them in place: `copy.copy(scheduler)` is an
-    independent run over the same configuration and tables.
-    `timesteps` descend, (steps,), on the device given to `set_timesteps`; before, they are the whole table. `init_noise_sigma` is the standard
-    deviation of the noise that a run starts from, and `order` the network evaluations per step of the schedule. `step_index` is the position
-    of the next step in `timesteps`, once the first was asked for, and `begin_index` where the run starts, if `set_begin_index` said so.
-    """
+    """Timesteps of a run, and one step of it: `set_timesteps(n)`, then `step(out, t, x).prev_sample` for each t of `timesteps`. `step` takes the
+    network's output and the sample, (B, C, ...) both, and an item of `timesteps`; a `generator` (or one for each row) makes its noise, and
+    `return_dict=False` gives a tuple. It replaces attributes and never changes them in place: a `copy.copy` is an independent run. `timesteps`
+    descend, (steps,), on the device given to `set_timesteps`; before, they are the whole table. `init_noise_sigma` is the standard deviation of the
+    noise that a run starts from, and `order` the network evaluations per step of the schedule."""
 
     config_name: ClassVar[str] = "scheduler_config.json"
     _compatibles: ClassVar[tuple[str, ...]] = ()  # other classes that this configuration can be given to
+    _foreign: ClassVar[dict[str, str]] = {}  # names of other solvers, found in files that several schedulers share, and this one's for them
+    _history: ClassVar[tuple[str, ...]] = ("step_index", "begin_index")  # the attributes that belong to a run
     kind: ClassVar[str] = "diffusion"  # the row of the catalogue: what is sampled,
     accuracy: ClassVar[str] = "1"  # the order of convergence where it is one,
+    draws: ClassVar[Literal["yes", "no", "optional"]] = "no"  # whether steps draw noise, or an option decides,
     paper: ClassVar[str] = ""  # and the source
     order: ClassVar[int] = 1
     init_noise_sigma: float | Tensor = 1.0
     num_inference_steps: int | None = None
+    step_index: int | None = None  # the position of the next step in `timesteps`, once the first was asked for
+    begin_index: int | None = None  # where the run starts, if `set_begin_index` said so
+
+    def __init_subclass__(cls, **facts: str) -> None:
+        """The facts of a class for the catalogue, `kind`, `accuracy`, `draws` and `paper`, may stand in its head."""
+        super().__init_subclass__()
+        for name, fact in facts.items():
+            setattr(cls, name, fact)
+        if "Config" in cls.__dict__:  # where pickle finds the class, and what errors call it
+            cls.Config.__module__ = cls.__module__
+            cls.Config.__name__ = cls.Config.__qualname__ = f"{cls.__qualname__}.Config"
+            cls.Config.flow = getattr(cls, "flow", False)  # type: ignore[attr-defined]  # whether it describes a flow-matching scheduler
 
     def _assemble(self, config: Config) -> None:
         """Check the configuration, then build tables and the timesteps that hold before `set_timesteps`."""
-        self.config = config
+        kinds = [k for k in ("algorithm_type", "solver_type") if k in config.names() and str(config[k]) in self._foreign]
+        changes: dict[str, Any] = {k: self._foreign[str(config[k])] for k in kinds}
+        if isinstance(betas := config.get("trained_betas"), (np.ndarray, Tensor)):
+            changes["trained_betas"] = betas.tolist()
+        self.config = config = config.replace(**changes) if changes else config
+        self._table: int | None = self._option("num_train_timesteps", None)  # the training's
         hints = hints_of(type(config))
         for name in config.names():
             value, hint = config[name], hints[name]
-            no_number = isinstance(value, numbers.Real) and not abs(value) < 1e308 and value != getattr(type(config), name)  # type: ignore[operator]
+            no_number = isinstance(value, numbers.Real) and not abs(value) < 1e308 and value != getattr(type(config), name, None)  # type: ignore[operator]
             if no_number or not fits(value, hint):
                 self._refuse(name, value, ", ".join(getattr(a, "__name__", str(a)) for a in get_args(hint)) or hint.__name__)
-        if not 1 <= config["num_train_timesteps"] <= LARGEST_TABLE:
-            self._refuse("num_train_timesteps", config["num_train_timesteps"], f"1 to {LARGEST_TABLE}")
+        if self._table is not None and not 1 <= self._table <= LARGEST_TABLE:
+            self._refuse("num_train_timesteps", self._table, f"1 to {LARGEST_TABLE}")
         self._restart()
+
+    def _option(self, name: str, default: Any = False) -> Any:
+        """An option of this class, or `default` where it has none (a key that is kept for another class does not count)."""
+        return self.config[name] if name in self.config.names() else default
+
+    def _positive(self, *names: str) -> None:
+        """Raise ConfigError for the first of these options that is no number above 0, where it is given."""
+        for name in names:
+            value = self.config.get(name)
+            if value is not None and not (isinstance(value, numbers.Real) and value > 0):  # type: ignore[operator]
+                self._refuse(name, value, "above 0")
 
     def _refuse(self, name: str, got: object, expected: object) -> NoReturn:
         where = f"{type(self).__name__}, option {name}"
@@ -89,13 +117,17 @@ class Scheduler(Configurable):
     def _error(self, what: str, where: str, got: object, expected: object = None, fix: str | None = None) -> InputError:
         return InputError(what, where=f"{type(self).__name__}.{where}", got=got, expected=expected, fix=fix)
 
+    def _ensure(self, holds: object, what: str, where: str, got: object, expected: object = None, fix: str | None = None) -> None:
+        """Raise InputError unless this holds."""
+        if not holds:
+            raise self._error(what, where, got, expected, fix)
+
     @classmethod
     def from_pretrained(cls, path: PathLike, subfolder: str | None = None, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
-        """Load from a folder with `scheduler_config.json` (of this or another class), that file itself, or a hub id; `subfolder` is the
-        component's inside it, usually "scheduler". `overrides` change options, and with `return_unused_kwargs` those that are none of this class
-        are returned too; `revision`, `cache_dir`, `token`, `local_files_only` and `force_download` go to the hub.
-        Raises CheckpointError for a folder or file that cannot be used, ConfigError for a value in it that has no meaning.
-        """
+        """Load from a folder with `scheduler_config.json` (of this or another class), that file itself, or a hub id; `subfolder` is the component's
+        inside it, usually "scheduler". `overrides` change options, and with `return_unused_kwargs` those that are none of this class are returned
+        too; `revision`, `cache_dir`, `token`, `local_files_only` and `force_download` go to the hub. Raises CheckpointError for a folder or file that
+        cannot be used, ConfigError for a value in it that has no meaning."""
         hub = {name: overrides.pop(name) for name in HUB_OPTIONS if name in overrides}
         file = Path(path) if Path(path).is_file() else locate(path, subfolder=subfolder, files=[cls.config_name], **hub) / cls.config_name
         return cls.from_config(read_json(file), return_unused_kwargs=return_unused_kwargs, **overrides)
@@ -114,7 +146,11 @@ class Scheduler(Configurable):
         return f"{type(self).__name__} {self.to_json()}"
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return self._table or len(self._numbers)
+
+    def __bool__(self) -> bool:
+        """True, also before a run without a table, whose length is 0."""
+        return True
 
     @property
     def timesteps(self) -> Tensor:
@@ -150,9 +186,9 @@ class Scheduler(Configurable):
         return timestep.item()
 
     def _restart(self) -> None:
-        """Forget the run. Subclasses add their solver's history."""
-        self.step_index: int | None = None
-        self.begin_index: int | None = None
+        """Forget the run: what the classes name in `_history` is again as the class has it."""
+        for name in {name for kind in type(self).__mro__ for name in getattr(kind, "_history", ())}:
+            setattr(self, name, getattr(type(self), name))
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start the run at this position of `timesteps`, as image-to-image does."""
@@ -182,28 +218,42 @@ class Scheduler(Configurable):
             raise self._error("The run is over.", "step", f"{self.step_index + 1} of {steps}", fix="Call set_timesteps before a new run.")
         return self.step_index
 
+    def _no_position(self, timestep: Timestep) -> None:
+        """Raise InputError for a whole number, nearly always a position taken for a timestep."""
+        if not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int):
+            raise self._error("An integer is no timestep of this scheduler.", "step, timestep", timestep, "an item of timesteps, floats")
+
     def _steps(self, num_inference_steps: int | None, **schedules: Sequence[float] | None) -> int:
         """The number of steps, given itself or as the length of one of the schedules. Raises InputError unless exactly one is given."""
-        choices = {"num_inference_steps": num_inference_steps, **schedules}
+        choices: dict[str, Any] = {"num_inference_steps": num_inference_steps, **schedules}
         given = [name for name, value in choices.items() if value is not None]
         if len(given) != 1:
             raise self._error("Exactly one of these is needed.", "set_timesteps", ", ".join(given) or "none", " or ".join(choices))
-        steps, most = num_inference_steps, self.config.num_train_timesteps
-        if steps is None:
-            steps, most = len(choices[given[0]]), LARGEST_TABLE  # type: ignore[arg-type]
+        counted = (len(choices[given[0]]),) if num_inference_steps is None else (num_inference_steps, self._table or LARGEST_TABLE)
+        return self._counted(given[0], *counted)
+
+    def _counted(self, name: str, steps: Any, most: int = LARGEST_TABLE) -> int:
         if not isinstance(steps, numbers.Integral) or not 1 <= int(steps) <= most:
-            raise self._error("A run cannot have this number of steps.", f"set_timesteps, {given[0]}", steps, f"1 to {most}")
+            raise self._error("A run cannot have this number of steps.", f"set_timesteps, {name}", steps, f"1 to {most}")
         return int(steps)
+
+    def _descending(self, timesteps: Sequence[int]) -> np.ndarray:
+        """The timesteps that a caller chose: int64 (steps,). Raises InputError unless they descend inside the table."""
+        chosen, most = np.array(timesteps, dtype=np.int64), self.config.num_train_timesteps - 1
+        if chosen[0] > most or chosen[-1] < 0 or (np.diff(chosen) >= 0).any():
+            expected = f"descending, from at most {most} to at least 0"
+            raise self._error("Timesteps that cannot be followed.", "set_timesteps, timesteps", chosen.tolist(), expected)
+        return chosen
 
     def _needs_run(self) -> None:
         if self.num_inference_steps is None:
             raise self._error("The number of steps is not known yet.", "step", None, fix="Call set_timesteps first.")
 
-    def _result(self, return_dict: bool, prev_sample: Tensor, x0: Tensor | None = None) -> Stepped:
+    def _result(self, return_dict: bool, prev_sample: Tensor, x0: Tensor | None = None, kind: Any = SchedulerOutput) -> Stepped:
         """What `step` returns; the run moves on."""
         if self.step_index is not None:
             self.step_index += 1
-        out = SchedulerOutput(prev_sample, x0)
+        out = kind(prev_sample, x0)
         return out if return_dict else out.to_tuple()
 
     def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
@@ -227,40 +277,31 @@ def roots(*values: np.float32) -> tuple[Tensor, ...]:
     return (torch.from_numpy(np.array(values, dtype=np.float32)) ** 0.5).unbind()
 
 
-def options(**defaults: Any) -> type[Config]:
-    """The configuration of betas and these options, in this order. A tuple lists the choices, the default first; None is for a number, a
-    type for an object of it, or none.
-    """
-    fields: list[tuple[str, Any, Any]] = []
+def options(base: type[Config] = BetaConfig, /, **defaults: Any) -> type[Config]:
+    """The configuration of betas (or another) and these options, in this order. A default shows its type, None a number's. A tuple lists the choices,
+    the default first, or is a type and the default; a type alone is for an option that must be given."""
+    fields: list[Any] = []
     for name, value in defaults.items():
-        if isinstance(value, (type, types.UnionType)):
-            fields.append((name, value | None, None))
+        kind = value[0] if isinstance(value, tuple) else value
+        if isinstance(kind, type) or get_origin(kind):
+            fields.append((name, *value) if isinstance(value, tuple) else (name, value))
         elif isinstance(value, tuple):
-            fields.append((name, Literal.__getitem__(value), value[0]))
+            fields.append((name, Literal.__getitem__(value), kind))
         else:
-            kind: Any = float | None if value is None else tuple if isinstance(value, list) else type(value)
-            fields.append((name, kind, value))
-    return make_dataclass("Config", fields, bases=(BetaConfig,), frozen=True, eq=False, repr=False)
+            fields.append((name, float | None if value is None else tuple if isinstance(value, list) else type(value), value))
+    return make_dataclass("Config", fields, bases=(base,), frozen=True, eq=False, repr=False)
 
 
 class KarrasScheduler(Scheduler):
-    """A scheduler over the betas of a discrete-time process: x = alpha x0 + sigma eps, alpha^2 = alpha bar, sigma^2 = 1 - alpha bar.
-    These schedulers can replace one another. `betas`, `alphas` and `alphas_cumprod` are (num_train_timesteps,) float32 on the CPU, and
-    `final_alpha_cumprod` is alpha bar of the data itself, where the last step ends. This base is for integer timesteps that index the table.
-    """
+    """A scheduler over the betas of a discrete-time process: x = alpha x0 + sigma eps, alpha^2 = alpha bar, sigma^2 = 1 - alpha bar. These schedulers
+    can replace one another. `betas`, `alphas` and `alphas_cumprod` are (num_train_timesteps,) float32 on the CPU, and `final_alpha_cumprod` is alpha
+    bar of the data itself, where the last step ends. This base is for integer timesteps that index the table."""
 
     _compatibles: ClassVar[tuple[str, ...]] = KARRAS
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "Config" in cls.__dict__:  # where pickle finds the class, and what errors call it
-            cls.Config.__module__ = cls.__module__
-            cls.Config.__name__ = cls.Config.__qualname__ = f"{cls.__qualname__}.Config"
-
     def _assemble(self, config: Any) -> None:
-        if isinstance(config.trained_betas, (np.ndarray, Tensor)):
-            config = config.replace(trained_betas=config.trained_betas.tolist())
         super()._assemble(config)
+        config = self.config
         if len(config.trained_betas or ()) > LARGEST_TABLE:
             self._refuse("trained_betas", f"{len(config.trained_betas)} of them", f"at most {LARGEST_TABLE}")
         if abs(offset := self._option("steps_offset", 0)) > config.num_train_timesteps:
@@ -271,10 +312,6 @@ class KarrasScheduler(Scheduler):
         self.alphas_cumprod = self.alphas.cumprod(0)
         self.final_alpha_cumprod = torch.tensor(1.0) if self._option("set_alpha_to_one", True) else self.alphas_cumprod[0]
         self.timesteps = torch.arange(config.num_train_timesteps - 1, -1, -1)
-
-    def _option(self, name: str, default: Any = False) -> Any:
-        """An option of this class, or `default` where it has none (a key that is kept for another class does not count)."""
-        return self.config[name] if name in self.config.names() else default
 
     def _spaced(self, steps: int) -> np.ndarray:
         """Descending whole timesteps, by the configured rule: int64 (steps,)."""
@@ -314,7 +351,8 @@ class KarrasScheduler(Scheduler):
 
     def x0_and_eps(self, x: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """x0 and eps from the network's input and output, as `scale_model_input` and `signal_and_noise` give them."""
-        return process.PRESERVING[self.config.prediction_type](out, x, alpha, sigma)
+        kind = self.config.prediction_type
+        return process.X0[kind](out, x, alpha, sigma), process.EPS[kind](out, x, alpha, sigma)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma eps for x0 and noise (B, ...) at timesteps (B,) or (1,) (Ho et al. 2020, eq. 4)."""
@@ -327,6 +365,15 @@ class KarrasScheduler(Scheduler):
         return alpha * noise - sigma * sample
 
 
+def _describes_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of a flow-matching scheduler: by its class, or, where a dict does not name it, by its keys."""
+    kind = getattr(getattr(schedulers, str(config.get("_class_name")), None), "Config", type(config))
+    if issubclass(kind, Config):
+        return getattr(kind, "flow", False)
+    keys = {key for key in config if not key.startswith("_")}
+    return "base_shift" in keys or {"shift"} < keys <= {*schedulers.FlowMatchEulerDiscreteScheduler.Config.names()}
+
+
 class Course(NamedTuple):
     """alpha, sigma and half the log-SNR, log(alpha / sigma), at every position of a run: (steps + 1,) each, float32."""
 
@@ -336,12 +383,10 @@ class Course(NamedTuple):
 
 
 class SigmaScheduler(KarrasScheduler):
-    """A run is a row of descending `sigmas`, (steps + 1,), in float32 on the CPU: noise-to-signal ratios of a variance-preserving process, or,
-    for a flow, the sigma of its straight path x = (1 - sigma) x0 + sigma eps, whose timesteps are sigma x num_train_timesteps.
-
-    The path is a flow's if the network predicts "flow_prediction", or if `use_flow_sigmas` says so: also where only another class has that
-    option. It is the only place where the two kinds differ: solvers read alpha, sigma and log-SNR off `path`.
-    """
+    """A run is a row of descending `sigmas`, (steps + 1,), in float32 on the CPU: noise-to-signal ratios of a variance-preserving process, or, for a
+    flow, the sigma of its straight path x = (1 - sigma) x0 + sigma eps, whose timesteps are sigma x num_train_timesteps. The path is a flow's if the
+    network predicts "flow_prediction", or if `use_flow_sigmas` says so: also where only another class has that option. It is the only place where the
+    two kinds differ: solvers read alpha, sigma and log-SNR off `path`."""
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
@@ -354,19 +399,20 @@ class SigmaScheduler(KarrasScheduler):
             self._refuse("shift_terminal", config.shift_terminal, "use_flow_sigmas=True with it")
         if self._option("rescale_betas_zero_snr"):
             self.alphas_cumprod[-1] = 2**-24  # the smallest float16 above 0: sigma stays finite
-        chosen = [name for name in process.SIGMA_SCHEDULES if self._option(f"use_{name}_sigmas")]
-        if len(chosen) > 1:
-            self._refuse(" and ".join(f"use_{name}_sigmas" for name in chosen), True, "only one of them")
-        for name in ("sigma_min", "sigma_max"):
-            value = getattr(config, name, None)
-            if value is not None and not (isinstance(value, (int, float)) and value > 0):
-                self._refuse(name, value, "above 0")
-        self.sigma_schedule = chosen[0] if chosen else None
+        self._choose_schedule()
+        self._positive("sigma_min", "sigma_max")
         self.sigma_table = (((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5).numpy()  # ascending, (num_train_timesteps,)
         table = config.num_train_timesteps
         sigmas = process.shifted(np.arange(table, 0, -1) / table, self.flow_shift) if self.flow else self.sigma_table[::-1]
         timesteps = sigmas * table if self.flow else np.arange(table, dtype=np.float32)[::-1].copy()
         self._lay_out(timesteps.astype(np.float32), sigmas, None, end=0)
+
+    def _choose_schedule(self) -> None:
+        """Keep which of the `use_..._sigmas` is on in `sigma_schedule`. Raises ConfigError for more than one."""
+        chosen = [name for name in process.SIGMA_SCHEDULES if self._option(f"use_{name}_sigmas")]
+        if len(chosen) > 1:
+            self._refuse(" and ".join(f"use_{name}_sigmas" for name in chosen), True, "only one of them")
+        self.sigma_schedule: str | None = chosen[0] if chosen else None
 
     @classmethod
     def _flows(cls) -> bool:
@@ -381,12 +427,11 @@ class SigmaScheduler(KarrasScheduler):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None = None, *, return_unused_kwargs: bool = False, **changes: Any) -> Any:
-        """Build from a configuration: a dict, or the `.config` of this or another class, whose own keys are kept. `changes` override keys.
-        The configuration of a flow-matching scheduler gives one for flows; its `shift` is `flow_shift` here.
-        """
+        """Build from a configuration: a dict, or the `.config` of this or another class, whose own keys are kept. `changes` override keys. The
+        configuration of a flow-matching scheduler gives one for flows; its `shift` is `flow_shift` here."""
         config = config or {}
         aside = {k: changes.pop(k) for k in PATH_OPTIONS if k in changes and k not in cls.Config.names() and cls._flows()}
-        if cls._flows() and "shift" in config and "prediction_type" not in config:
+        if cls._flows() and "shift" in config and "prediction_type" not in config and _describes_flow(config):
             known = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": config["shift"]}
             aside = {k: v for k, v in known.items() if k in cls.Config.names() and k not in changes} | aside
         if aside:
@@ -415,12 +460,7 @@ class SigmaScheduler(KarrasScheduler):
     @property
     def path(self) -> Course:
         """alpha, sigma and log-SNR at every position of the run."""
-
-        def make() -> Course:
-            alpha, sigma = self.split(self._sigmas)
-            return Course(alpha, sigma, alpha.log() - sigma.log())
-
-        return self._once("path", make)
+        return self._once("path", lambda: Course(*(ends := self.split(self._sigmas)), ends[0].log() - ends[1].log()))
 
     @property
     def splits(self) -> list[tuple[Tensor, Tensor]]:
@@ -446,9 +486,8 @@ class SigmaScheduler(KarrasScheduler):
         return schedule(float(high) if most is None else most, float(low) if least is None else least, n)
 
     def _scheduled(self, high: float, low: float, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Timesteps and sigmas by the chosen schedule, (n,) each. Flows take the noise-to-signal ratios of a variance-preserving process,
-        which the schedules were made for.
-        """
+        """Timesteps and sigmas by the chosen schedule, (n,) each. Flows take the noise-to-signal ratios of a variance-preserving process, which the
+        schedules were made for."""
         sigmas = self._by_schedule(high, low, n)
         if self.flow:
             sigmas = sigmas / (sigmas + 1)

@@ -1,14 +1,10 @@
 """Schedulers of a continuous time: no table of betas, and any number of steps."""
 
-from __future__ import annotations
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar
 from torch import Tensor
-from ..core.random import Generators, randn
 from . import process
-from .base import LARGEST_TABLE, Scheduler, Timestep
+from .base import Scheduler, Timestep
 from .k_diffusion import ExplodingScheduler
 
 __all__ = ["ContinuousScheduler", "LevelScheduler"]
@@ -24,11 +20,8 @@ class ContinuousScheduler(Scheduler):
             given["num_inference_steps"] = num_inference_steps
         (name, steps), *others = given.items()
         for other, length in others:
-            if length != steps:
-                raise self._error("Different numbers of steps.", "set_timesteps", f"{name}: {steps}, {other}: {length}", "the same")
-        if not isinstance(steps, numbers.Integral) or not 1 <= int(steps) <= LARGEST_TABLE:
-            raise self._error("A run cannot have this number of steps.", f"set_timesteps, {name}", steps, f"1 to {LARGEST_TABLE}")
-        return int(steps)
+            self._ensure(length == steps, "Different numbers of steps.", "set_timesteps", f"{name}: {steps}, {other}: {length}", "the same")
+        return self._counted(name, steps)
 
 
 class LevelScheduler(ContinuousScheduler, ExplodingScheduler):
@@ -45,32 +38,19 @@ class LevelScheduler(ContinuousScheduler, ExplodingScheduler):
     def _flows(cls) -> bool:
         return False
 
-    def _positive(self, *names: str) -> None:
-        """Raise ConfigError for the first of these options that is not above 0."""
-        for name in names:
-            if not self.config[name] > 0:
-                self._refuse(name, self.config[name], "above 0")
+    def _has_ends(self) -> None:
+        """Raise ConfigError for options without a meaning to `_karras`."""
+        self._positive("sigma_min", "sigma_data", "rho")
+        if self.config.sigma_max < self.config.sigma_min:
+            self._refuse("sigma_max", self.config.sigma_max, f"at least sigma_min = {self.config.sigma_min}")
 
     def _karras(self, ramp: Any) -> Any:
         """The sigmas at these shares of the way from `sigma_max` to `sigma_min`, in equal steps of sigma^(1/rho) (Karras et al. 2022, eq. 5)."""
         low, high = self.config.sigma_min ** (1 / self.config.rho), self.config.sigma_max ** (1 / self.config.rho)
         return (high + ramp * (low - high)) ** self.config.rho
 
-    def _churned(
-        self, x: Tensor, like: Tensor, sigma: Tensor, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float, generator: Generators
-    ) -> tuple[Tensor, Tensor]:
-        """The sample with its share of noise over the run, drawn as `like`, and the sigma that it has then (Karras et al. 2022, algorithm 2)."""
-        gamma = min(s_churn / (len(self.levels) - 1), math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0.0
-        if gamma == 0:
-            return x, sigma
-        raised = sigma * (gamma + 1)
-        if gamma > 0:
-            noise = randn(like.shape, generator, like.device, like.dtype)
-            x = x + noise * s_noise * (raised**2 - sigma**2) ** 0.5
-        return x, raised
-
     def x0_and_eps(self, x: Tensor, out: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return process.PRESERVING["flow_prediction"](out, x, alpha, sigma)
+        return process.X0["flow_prediction"](out, x, alpha, sigma), process.EPS["flow_prediction"](out, x, alpha, sigma)
 
     def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
         return sample

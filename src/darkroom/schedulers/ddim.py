@@ -1,6 +1,5 @@
 """Sampling with jumps over timesteps: forwards, backwards, and many timesteps at once."""
 
-from __future__ import annotations
 from typing import Any
 import numpy as np
 import torch
@@ -11,30 +10,24 @@ from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timest
 __all__ = ["DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler"]
 
 
-class DDIMScheduler(KarrasScheduler):
+class DDIMScheduler(KarrasScheduler, paper="Song et al. 2021", draws="optional"):
     """Denoising diffusion implicit models (Song et al. 2021): deterministic with eta = 0, and first order, so 50 steps are its usual number. To be
-    chosen where a run must be undone (`DDIMInverseScheduler`), and with `rescale_betas_zero_snr` and "trailing" for networks tuned for it.
-    """
+    chosen where a run must be undone (`DDIMInverseScheduler`), and with `rescale_betas_zero_snr` and "trailing" for networks tuned for it."""
 
-    Config = options(
-        clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type=PREDICTIONS, thresholding=False, dynamic_thresholding_ratio=0.995,
-        clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing=LEADING, rescale_betas_zero_snr=False,
-    )  # fmt: skip
-    paper = "Song et al. 2021"
+    Config = options(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type=PREDICTIONS, thresholding=False,
+                     dynamic_thresholding_ratio=0.995, clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing=LEADING,
+                     rescale_betas_zero_snr=False)  # fmt: skip
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` steps."""
         self.num_inference_steps = self._steps(num_inference_steps)
         self._install(self._spaced(self.num_inference_steps), device)
 
-    def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.0, use_clipped_model_output: bool = False,
-        generator: Generators = None, variance_noise: Tensor | None = None, return_dict: bool = True,
-    ) -> Stepped:  # fmt: skip
-        """x at the next timestep: alpha' x0 + sqrt(sigma'^2 - std^2) eps + std noise (Song et al. 2021, eq. 12 and 16).
-        Any timestep of the table will do; the run's stride leads to the next. `eta` is the share of the ancestral noise, 0 (deterministic) to
-        1 (as DDPM), `variance_noise` that noise, instead of a `generator`; `use_clipped_model_output` takes eps from x0 after it was clipped.
-        """
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.0, use_clipped_model_output: bool = False,
+             generator: Generators = None, variance_noise: Tensor | None = None, return_dict: bool = True) -> Stepped:  # fmt: skip
+        """x at the next timestep: alpha' x0 + sqrt(sigma'^2 - std^2) eps + std noise (Song et al. 2021, eq. 12 and 16). Any timestep of the table
+        will do; the run's stride leads to the next. `eta` is the share of the ancestral noise, 0 (deterministic) to 1 (as DDPM), `variance_noise`
+        that noise, instead of a `generator`; `use_clipped_model_output` takes eps from x0 after it was clipped."""
         self._needs_run()
         t, stride = self.number(timestep), self.config.num_train_timesteps // self.num_inference_steps
         bar, bar_prev = self._bar(t), self._bar(t - stride)
@@ -62,33 +55,27 @@ class DDIMScheduler(KarrasScheduler):
         return to_x0 * x0 + to_eps * eps, x0
 
 
-class DDIMParallelScheduler(DDIMScheduler):
+class DDIMParallelScheduler(DDIMScheduler, paper="Song et al. 2021; Shih et al. 2023"):
     """DDIM that also steps rows of a batch from timesteps of their own, for parallel sampling (ParaDiGMS: Shih et al. 2023)."""
 
     _is_ode_scheduler = True
-    paper = "Song et al. 2021; Shih et al. 2023"
 
-    def batch_step_no_noise(
-        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0, use_clipped_model_output: bool = False
-    ) -> Tensor:
+    def batch_step_no_noise(self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0,
+                            use_clipped_model_output: bool = False) -> Tensor:  # fmt: skip
         """x one stride further, for the timesteps (B,) of the rows; without noise, so `eta` is 0."""
         self._needs_run()
-        if eta:
-            raise self._error("Noise in a step that has none.", "batch_step_no_noise, eta", eta, 0)
+        self._ensure(not eta, "Noise in a step that has none.", "batch_step_no_noise, eta", eta, 0)
         bar, bar_prev = self.bars(timesteps, model_output)
         weights = tuple(value**0.5 for value in (bar, 1 - bar, bar_prev, 1 - bar_prev))
         return self._jump(model_output, sample, weights, use_clipped_model_output)[0]
 
 
-class DDIMInverseScheduler(DDIMScheduler):
+class DDIMInverseScheduler(DDIMScheduler, kind="inversion", draws="no"):
     """DDIM run backwards, from a picture to the noise that leads to it (Song et al. 2021, sec. 4.3; Mokady et al. 2023). `timesteps` ascend."""
 
-    Config = options(
-        clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type=PREDICTIONS, clip_sample_range=1.0,
-        timestep_spacing=("leading", "trailing"), rescale_betas_zero_snr=False,
-    )  # fmt: skip
+    Config = options(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type=PREDICTIONS, clip_sample_range=1.0,
+                     timestep_spacing=("leading", "trailing"), rescale_betas_zero_snr=False)  # fmt: skip
     _compatibles = ()
-    kind = "inversion"
 
     @classmethod
     def _configure(cls, *args: Any, **options: Any) -> Any:
@@ -102,10 +89,8 @@ class DDIMInverseScheduler(DDIMScheduler):
         self.initial_alpha_cumprod = self.final_alpha_cumprod
         self.timesteps = torch.arange(config.num_train_timesteps)
 
-    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
-        """Lay out a run of `num_inference_steps` steps."""
-        self.num_inference_steps = self._steps(num_inference_steps)
-        self._install(self._spaced(self.num_inference_steps)[::-1].copy(), device)
+    def _spaced(self, steps: int) -> np.ndarray:
+        return super()._spaced(steps)[::-1].copy()
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Stepped:  # type: ignore[override]
         """x at this timestep, from the sample one stride before it."""

@@ -1,7 +1,5 @@
 """Ancestral sampling of the trained Markov chain."""
 
-from __future__ import annotations
-import numpy as np
 import torch
 from torch import Tensor
 from ..core.random import Generators, randn
@@ -11,33 +9,25 @@ from .process import X0
 __all__ = ["DDPMParallelScheduler", "DDPMScheduler"]
 
 
-class DDPMScheduler(KarrasScheduler):
-    """Denoising diffusion probabilistic models (Ho et al. 2020, algorithm 2; learned variances: Nichol & Dhariwal 2021). The reference for
-    quality where hundreds of steps can be paid for. `variance_type` is the noise's: the posterior's ("fixed_small"), the chain's
-    ("fixed_large"), or predicted.
-    """
+class DDPMScheduler(KarrasScheduler, paper="Ho et al. 2020", draws="yes"):
+    """Denoising diffusion probabilistic models (Ho et al. 2020, algorithm 2; learned variances: Nichol & Dhariwal 2021). The reference for quality
+    where hundreds of steps can be paid for. `variance_type` is the noise's: the posterior's ("fixed_small"), the chain's ("fixed_large"), or
+    predicted."""
 
-    Config = options(
-        variance_type=("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"), clip_sample=True,
-        prediction_type=PREDICTIONS, thresholding=False, dynamic_thresholding_ratio=0.995, clip_sample_range=1.0, sample_max_value=1.0,
-        timestep_spacing=LEADING, steps_offset=0, rescale_betas_zero_snr=False,
-    )  # fmt: skip
-    paper = "Ho et al. 2020"
+    Config = options(variance_type=("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"), clip_sample=True,
+                     prediction_type=PREDICTIONS, thresholding=False, dynamic_thresholding_ratio=0.995, clip_sample_range=1.0, sample_max_value=1.0,
+                     timestep_spacing=LEADING, steps_offset=0, rescale_betas_zero_snr=False)  # fmt: skip
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None, timesteps: list[int] | None = None) -> None:
         """Lay out a run of `num_inference_steps`, or at the given `timesteps`, which descend inside the table."""
-        steps, table = self._steps(num_inference_steps, timesteps=timesteps), self.config.num_train_timesteps
-        chosen = self._spaced(steps) if timesteps is None else np.array(timesteps, dtype=np.int64)
-        if timesteps is not None and (chosen[0] >= table or chosen[-1] < 0 or (np.diff(chosen) >= 0).any()):
-            expected = f"descending, from at most {table - 1} to at least 0"
-            raise self._error("Timesteps that cannot be followed.", "set_timesteps, timesteps", chosen.tolist(), expected)
+        steps = self._steps(num_inference_steps, timesteps=timesteps)
+        chosen = self._spaced(steps) if timesteps is None else self._descending(timesteps)
         self.num_inference_steps = steps
         self._install(chosen, device)
 
     def previous_timestep(self, timestep: Timestep) -> int:
         """The timestep that follows in the run; -1 after the last."""
-        after = self.index_for_timestep(timestep) + 1
-        return int(self._numbers[after]) if after < len(self._numbers) else -1
+        return int([*self._numbers, -1][self.index_for_timestep(timestep) + 1])
 
     def _deviation(self, bar: Tensor, bar_prev: Tensor, learned: Tensor | None) -> Tensor:
         """Standard deviation of the step's noise; a learned log variance lies between the fixed ones (Nichol & Dhariwal, eq. 15)."""
@@ -50,12 +40,10 @@ class DDPMScheduler(KarrasScheduler):
         share = (learned + 1) / 2
         return torch.exp(0.5 * (share * beta.log() + (1 - share) * posterior.log()))
 
-    def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> Stepped:
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
+             return_dict: bool = True) -> Stepped:  # fmt: skip
         """Draw x at the next timestep from the posterior given the predicted x0 (Ho et al. 2020, eq. 6 and 7). With a learned variance,
-        `model_output` is (B, 2C, ...): the prediction, then the variance.
-        """
+        `model_output` is (B, 2C, ...): the prediction, then the variance."""
         place = self.index_for_timestep(timestep)
         bar, bar_prev, deviation, *weights = self._once("weights", self._run)[place]
         model_output, learned = self._parted(model_output, sample.shape[1])
@@ -92,11 +80,10 @@ class DDPMScheduler(KarrasScheduler):
         return of_x0 * x0 + of_x * x, x0
 
 
-class DDPMParallelScheduler(DDPMScheduler):
+class DDPMParallelScheduler(DDPMScheduler, paper="Ho et al. 2020; Shih et al. 2023"):
     """DDPM that also steps rows of a batch from timesteps of their own, for parallel sampling (ParaDiGMS: Shih et al. 2023)."""
 
     _is_ode_scheduler = False
-    paper = "Ho et al. 2020; Shih et al. 2023"
 
     def batch_step_no_noise(self, model_output: Tensor, timesteps: Tensor, sample: Tensor) -> Tensor:
         """The mean of x one stride further, for the timesteps (B,) of the rows."""

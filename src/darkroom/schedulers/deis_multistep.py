@@ -1,37 +1,25 @@
-"""Exponential Adams-Bashforth in the logarithm of the noise-to-signal ratio."""
+"""DEIS: exponential Adams methods on eps."""
 
-from __future__ import annotations
 from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from .base import FLOWS, LINSPACE, SIGMAS, Device, Stepped, Timestep, options
+from .base import FLOWING, FLOWS, LINSPACE, SHIFTING, SIGMAS, THRESHOLDS, Device, Stepped, Timestep, options
 from .log_snr import LogSnrScheduler
 from .process import X0
 
 __all__ = ["DEISMultistepScheduler"]
 
-FOREIGN = {"dpmsolver": "deis", "dpmsolver++": "deis"} | dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho")
 
-
-class DEISMultistepScheduler(LogSnrScheduler):
+class DEISMultistepScheduler(LogSnrScheduler, accuracy="1-3", paper="Zhang & Chen 2023"):
     """Diffusion exponential integrator sampler, log-rho tAB (Zhang & Chen 2023, eq. 14 and table 1): the last predictions of eps, of which a
-    polynomial in log rho, rho = sigma / alpha, is integrated exactly. Orders 1 to 3; for 10 to 20 steps without strong guidance.
-    A run ends at the smallest sigma of the table: eps is not defined at 0.
-    """
+    polynomial in log rho, rho = sigma / alpha, is integrated exactly. Orders 1 to 3; for 10 to 20 steps without strong guidance. A run ends at the
+    smallest sigma of the table: eps is not defined at 0."""
 
-    Config = options(
-        solver_order=(2, 1, 3), prediction_type=FLOWS, thresholding=False, dynamic_thresholding_ratio=0.995, sample_max_value=1.0,
-        algorithm_type=("deis",), solver_type=("logrho",), lower_order_final=True, **SIGMAS, use_flow_sigmas=False, flow_shift=1.0,
-        timestep_spacing=LINSPACE, steps_offset=0, use_dynamic_shifting=False, time_shift_type=("exponential", "linear"),
-    )  # fmt: skip
-    accuracy = "1-3"
-    paper = "Zhang & Chen 2023"
+    Config = options(solver_order=(2, 1, 3), prediction_type=FLOWS, **THRESHOLDS, algorithm_type=("deis",), solver_type=("logrho",),
+                     lower_order_final=True, **SIGMAS, **FLOWING, timestep_spacing=LINSPACE, steps_offset=0, **SHIFTING)  # fmt: skip
     data = False
-
-    def _assemble(self, config: Any) -> None:
-        foreign = {k: FOREIGN[str(config[k])] for k in ("algorithm_type", "solver_type") if str(config[k]) in FOREIGN}
-        super()._assemble(config.replace(**foreign) if foreign else config)
+    _foreign = {"dpmsolver": "deis", "dpmsolver++": "deis"} | dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho")
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None, mu: float | None = None) -> None:
         """Lay out a run of `num_inference_steps`; `mu` is the log of the flow shift of this run."""
@@ -60,10 +48,9 @@ class DEISMultistepScheduler(LogSnrScheduler):
         rho = self.path.sigma / self.path.alpha
         log_rho = self._once("log rho", lambda: torch.from_numpy(np.log(rho.numpy())))
         ends, t = rho[[index, index + 1]], log_rho[[index, index + 1]]
-        logs = log_rho[: index + 1].flip(0)[:order]
         found = []
         for own in range(order):  # the others in cyclic order: the sums are float32, whose rounding is part of the result
-            b, c, *rest = logs.roll(-own).unbind()
+            b, c, *rest = log_rho[: index + 1].flip(0)[:order].roll(-own).unbind()
             if rest:
                 integral = ends * (c * (rest[0] - t + 1) - rest[0] * t + rest[0] + t**2 - 2 * t + 2) / ((b - c) * (b - rest[0]))
             else:

@@ -1,36 +1,26 @@
-"""Exponential integrators in log-SNR that begin every few steps anew."""
+"""DPM-Solver, singlestep: exponential integrators in log-SNR that begin every few steps anew."""
 
-from __future__ import annotations
 import math
 from typing import Any
 from torch import Tensor
 from ..core.random import Generators, randn
-from .base import FLOWS, SIGMAS, Stepped, Timestep, options
-from .dpmsolver_multistep import DPMSolver
+from .base import FLOWING, FLOWS, SHIFTING, SIGMAS, THRESHOLDS, Stepped, Timestep, options
+from .dpmsolver_multistep import LEARNED, DPMSolver
 
 __all__ = ["DPMSolverSinglestepScheduler"]
 
 
 class DPMSolverSinglestepScheduler(DPMSolver):
-    """DPM-Solver and DPM-Solver++, singlestep (Lu et al. 2022a, algorithms 1 and 2): steps of order 1, 2, ... `solver_order` follow one another,
-    each from the sample where the first of them began, `sample`. No prediction outlives its group, which suits guidance that changes during
-    a run; at the same number of evaluations the multistep form is usually better. `order_list` has the order of each step.
+    """DPM-Solver and DPM-Solver++, singlestep (Lu et al. 2022a, algorithms 1 and 2): steps of order 1, 2, ... `solver_order` follow one another, each
+    from the sample where the first of them began, `sample`. No prediction outlives its group, which suits guidance that changes during a run; at the
+    same number of evaluations the multistep form is usually better. `order_list` has the order of each step: a group that would end at sigma 0 or be
+    incomplete is cut short, whatever `lower_order_final` says."""
 
-    A group that would end at sigma 0 or be incomplete is cut short, whatever `lower_order_final` says.
-    """
-
-    Config = options(
-        solver_order=(2, 1, 3), prediction_type=FLOWS, thresholding=False, dynamic_thresholding_ratio=0.995, sample_max_value=1.0,
-        algorithm_type=("dpmsolver++", "dpmsolver", "sde-dpmsolver++"), solver_type=("midpoint", "heun"), lower_order_final=False, **SIGMAS,
-        use_flow_sigmas=False, flow_shift=1.0, final_sigmas_type=("zero", "sigma_min"), lambda_min_clipped=-math.inf,
-        variance_type=(None, "learned", "learned_range"), use_dynamic_shifting=False, time_shift_type=("exponential", "linear"),
-    )  # fmt: skip
-    accuracy = "1-3"
-    paper = "Lu et al. 2022"
-
-    def _restart(self) -> None:
-        super()._restart()
-        self.sample: Tensor | None = None
+    Config = options(solver_order=(2, 1, 3), prediction_type=FLOWS, **THRESHOLDS, algorithm_type=("dpmsolver++", "dpmsolver", "sde-dpmsolver++"),
+                     solver_type=("midpoint", "heun"), lower_order_final=False, **SIGMAS, **FLOWING, final_sigmas_type=("zero", "sigma_min"),
+                     lambda_min_clipped=-math.inf, variance_type=LEARNED, **SHIFTING)  # fmt: skip
+    sample: Tensor | None = None
+    _history = ("sample",)
 
     def _install(self, *args: Any) -> None:
         super()._install(*args)
@@ -44,9 +34,8 @@ class DPMSolverSinglestepScheduler(DPMSolver):
             orders[-1] = 1
         return orders
 
-    def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> Stepped:
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
+             return_dict: bool = True) -> Stepped:  # fmt: skip
         """x at the next timestep."""
         index, output = self._remember(model_output, timestep, sample)
         order = min(self.order_list[index], len(self.model_outputs))
@@ -58,9 +47,8 @@ class DPMSolverSinglestepScheduler(DPMSolver):
     def _weights(self, order: int) -> list[tuple[Tensor, ...]]:
         """The numbers of `_kernel` but h, and the reciprocals and the share of the inner positions."""
         h, *kernel = self._kernel(order, order)
-        lam = self.path.lam
-        start = lam.roll(order - 1)[:-1]
-        r0, r1 = (lam[:-1] - start) / h, (lam.roll(1)[:-1] - start) / h
+        start, older, newest = (self.path.lam.roll(k)[:-1] for k in (order - 1, 1, 0))
+        r0, r1 = (newest - start) / h, (older - start) / h
         return list(zip(*(values.unbind() for values in (*kernel, 1 / r0, 1 / r1, r0, r1, r0 - r1))))
 
     def _update(self, index: int, order: int, x: Tensor, noise: Tensor | None) -> Tensor:

@@ -1,33 +1,16 @@
-"""What the schedulers for EDM-preconditioned networks share."""
+"""Euler steps for EDM-preconditioned networks, and the base of their schedulers."""
 
-from __future__ import annotations
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from collections.abc import Sequence
+from typing import Any
 import torch
 from torch import Tensor
-from ..config import Config
-from .base import Device, Timestep
+from ..config import Config as BaseConfig
+from ..core.random import Generators
+from .base import Device, Stepped, Timestep, options
 from .continuous import LevelScheduler
 
-__all__ = ["EDMConfig", "EDMScheduler", "preconditioning"]
-
-SCHEDULES = Literal["karras", "exponential"]
-FINAL = Literal["zero", "sigma_min"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class EDMConfig(Config):
-    """The range of sigma, the standard deviation of the data, and how a run spaces its sigmas: by Karras et al. with exponent `rho`, or evenly in
-    the logarithm.
-    """
-
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    sigma_data: float = 0.5
-    sigma_schedule: SCHEDULES = "karras"
-    num_train_timesteps: int = 1000
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
-    rho: float = 7.0
+__all__ = ["EDMEulerScheduler", "EDMScheduler", "preconditioning"]
 
 
 def preconditioning(sigma: Any, sigma_data: float) -> tuple[Any, Any, Any]:
@@ -36,16 +19,16 @@ def preconditioning(sigma: Any, sigma_data: float) -> tuple[Any, Any, Any]:
     return sigma_data**2 / total, sigma * sigma_data / total**0.5, 1 / total**0.5
 
 
-class EDMScheduler(LevelScheduler):
-    """The sample is x0 + sigma eps, and the network is preconditioned as in EDM. "v_prediction" says that it predicts with the other sign."""
+class EDMScheduler(LevelScheduler, paper="Karras et al. 2022"):
+    """The sample is x0 + sigma eps, and the network is preconditioned as in EDM, for data of the standard deviation `sigma_data`. "v_prediction" says
+    that it predicts with the other sign. A run spaces its sigmas by Karras et al. with exponent `rho`, or evenly in the logarithm."""
 
-    Config = EDMConfig
+    Config = options(BaseConfig, sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, sigma_schedule=("karras", "exponential"), num_train_timesteps=1000,
+                     prediction_type=("epsilon", "v_prediction"), rho=7.0)  # fmt: skip
 
     def _assemble(self, config: Any) -> None:
         super()._assemble(config)
-        self._positive("sigma_min", "sigma_data", "rho")
-        if config.sigma_max < config.sigma_min:
-            self._refuse("sigma_max", config.sigma_max, f"at least sigma_min = {config.sigma_min}")
+        self._has_ends()
 
     @property
     def init_noise_sigma(self) -> float:  # type: ignore[override]
@@ -81,8 +64,8 @@ class EDMScheduler(LevelScheduler):
 
     def _conditions(self, index: int) -> tuple[Tensor, ...]:
         """c_skip, c_out and c_in of a position: () each."""
-        make = lambda: list(zip(*(c.unbind() for c in preconditioning(self.sigmas, self.config.sigma_data))))  # noqa: E731
-        return self._once("conditions", make)[index]
+        rows = self._once("conditions", lambda: list(zip(*(c.unbind() for c in preconditioning(self.sigmas, self.config.sigma_data)))))
+        return rows[index]
 
     def convert_model_output(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """x0 at the position of the run, limited as configured."""
@@ -100,3 +83,36 @@ class EDMScheduler(LevelScheduler):
         """x0 and eps from the sample and the network's output."""
         x0 = self.precondition_outputs(x, out, sigma)
         return x0, (x - x0) / sigma
+
+
+class EDMEulerScheduler(EDMScheduler, draws="optional"):
+    """Euler steps along dx/dsigma, with optional churn (Karras et al. 2022, algorithm 2 without its correction), for networks with EDM's
+    preconditioning: Playground v2.5, CosXL ("exponential", sigma_data = 1) and the like; 25 to 50 steps."""
+
+    Config = options(EDMScheduler.Config, final_sigmas_type=("zero", "sigma_min"))
+
+    def _assemble(self, config: Any) -> None:
+        super()._assemble(config)
+        self._begin(torch.arange(config.num_train_timesteps + 1, dtype=torch.float64) / config.num_train_timesteps)
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None,
+                      sigmas: Tensor | Sequence[float] | None = None) -> None:  # fmt: skip
+        """Lay out a run of `num_inference_steps`, or through `sigmas`: not noise levels, but the shares in [0, 1] of the way from the highest to the
+        lowest, as the reference takes them."""
+        steps = self._steps(num_inference_steps, sigmas=sigmas)  # type: ignore[arg-type]
+        ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+        self._begin(ramp if sigmas is None else torch.as_tensor(sigmas, dtype=torch.float64).cpu(), device)
+        self.num_inference_steps = steps
+
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+             s_noise: float = 1.0, generator: Generators = None, return_dict: bool = True,
+             pred_original_sample: Tensor | None = None) -> Stepped:  # fmt: skip
+        """x at the next sigma, in float32 inside. `s_churn` is noise, of standard deviation `s_noise`, added and removed again over the whole run
+        between the sigmas `s_tmin` and `s_tmax`. `pred_original_sample` is x0 where it is known, instead of `model_output`."""
+        sigma, sigma_next = self._ends(timestep)
+        x, raised = self._churned(sample.float(), model_output, sigma, s_churn, s_tmin, s_tmax, s_noise, generator)
+        if (x0 := pred_original_sample) is None:
+            churned = raised is not sigma
+            x0 = self.precondition_outputs(x, model_output, raised) if churned else self.convert_model_output(model_output, x)
+        prev = x + (x - x0) / raised * (sigma_next - raised)
+        return self._result(return_dict, prev.to(model_output.dtype), x0)

@@ -1,23 +1,21 @@
 """What the samplers of k-diffusion share: they step along dx/dsigma = (x - x0) / sigma (Karras et al. 2022)."""
 
-from __future__ import annotations
 import math
 from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from ..core.random import Generators, randn
 from . import process
-from .base import Device, SigmaScheduler, Timestep
+from .base import Device, Scheduler, SigmaScheduler, Timestep
 
-__all__ = ["ExplodingScheduler"]
+__all__ = ["ExplodingScheduler", "TwoStages"]
 
 
 class ExplodingScheduler(SigmaScheduler):
-    """The sample is x0 + sigma eps, and the network sees it divided by sqrt(sigma^2 + 1) (Karras et al. 2022, table 1, VP).
-
-    For a flow it is (1 - sigma) x0 + sigma eps, as the network sees it. There too (x - x0) / sigma is the slope, eps - x0, so the solvers of
-    the ODE are the same; it has no singularity at sigma = 1, where a noise-to-signal ratio has one.
-    """
+    """The sample is x0 + sigma eps, and the network sees it divided by sqrt(sigma^2 + 1) (Karras et al. 2022, table 1, VP). For a flow it is (1 -
+    sigma) x0 + sigma eps, as the network sees it. There too (x - x0) / sigma is the slope, eps - x0, so the solvers of the ODE are the same; it has
+    no singularity at sigma = 1, where a noise-to-signal ratio has one."""
 
     _time: ClassVar[type[np.floating[Any]]] = np.float32  # in what timesteps are counted
 
@@ -80,10 +78,30 @@ class ExplodingScheduler(SigmaScheduler):
         sigma = self._levels(timesteps, original_samples)
         return ((1 - sigma) * original_samples if self.flow else original_samples) + noise * sigma
 
+    def _churned(self, x: Tensor, like: Tensor, sigma: Tensor, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float,
+                 generator: Generators) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The sample with its share of noise over the run, drawn as `like`, and the sigma that it has then (Karras et al. 2022, algorithm 2)."""
+        gamma = min(s_churn / (len(self.levels) - 1), math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0.0
+        raised = sigma * (gamma + 1) if gamma else sigma
+        if gamma > 0:
+            x = x + randn(like.shape, generator, like.device, like.dtype) * s_noise * (raised**2 - sigma**2) ** 0.5
+        return x, raised
+
     def _ends(self, timestep: Timestep) -> tuple[Tensor, Tensor]:
-        """The sigmas that a step goes from and to. Raises InputError for a whole number, nearly always a position taken for a timestep."""
-        if not timestep.is_floating_point() if isinstance(timestep, Tensor) else isinstance(timestep, int):
-            expected = "an item of timesteps, which are floats"
-            raise self._error("An integer is no timestep of this scheduler.", "step, timestep", timestep, expected)
+        """The sigmas that a step goes from and to. Raises InputError for a whole number."""
+        self._no_position(timestep)
         index = self._position(timestep)
         return self.marks[index], self.marks[index + 1]
+
+
+class TwoStages(Scheduler, accuracy="2"):
+    """Steps of two calls, at their start and further on, which `timesteps` holds both."""
+
+    order = 2
+    sample: Tensor | None = None  # where the step under way began
+    _history = ("sample",)
+
+    @property
+    def state_in_first_order(self) -> bool:
+        """Whether the next call begins a step, rather than ends one."""
+        return self.sample is None

@@ -8,23 +8,17 @@ from .k_diffusion import ExplodingScheduler
 __all__ = ["LMSDiscreteScheduler"]
 
 
-class LMSDiscreteScheduler(ExplodingScheduler):
+class LMSDiscreteScheduler(ExplodingScheduler, accuracy="4", paper="Karras et al. 2022; k-diffusion"):
     """Integrates the polynomial through the last slopes dx/dsigma (`derivatives`, oldest first) exactly (k-diffusion, sample_lms): Adams and
-    Bashforth's method on uneven steps. One evaluation per step and high order, but little damping: best above 20 steps.
-    """
+    Bashforth's method on uneven steps. One evaluation per step and high order, but little damping: best above 20 steps."""
 
     Config = options(**SIGMAS, prediction_type=FLOWS, timestep_spacing=LINSPACE, steps_offset=0)
-    accuracy = "4"
-    paper = "Karras et al. 2022; k-diffusion"
-
-    def _restart(self) -> None:
-        super()._restart()
-        self.derivatives: tuple[Tensor, ...] = ()
+    derivatives: tuple[Tensor, ...] = ()
+    _history = ("derivatives",)
 
     def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
-        """The weight of the slope at position t - `current_order` in the step from position t, of the last `order` slopes: the integral of a
-        Lagrange polynomial of degree order - 1. Gauss-Legendre quadrature with order / 2 points is exact.
-        """
+        """The weight of the slope at position t - `current_order` in the step from position t, of the last `order` slopes: the integral of a Lagrange
+        polynomial of degree order - 1. Gauss-Legendre quadrature with order / 2 points is exact."""
         sigmas = self.levels
         nodes, weights = np.polynomial.legendre.leggauss((order + 1) // 2)
         half = (sigmas[t + 1] - sigmas[t]) / 2

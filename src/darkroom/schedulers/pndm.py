@@ -7,29 +7,32 @@ from torch import Tensor
 from .base import LEADING, PREDICTIONS, Device, KarrasScheduler, Stepped, Timestep, options, roots
 from .process import EPS
 
-__all__ = ["PNDMScheduler"]
+__all__ = ["PNDMScheduler", "extrapolated"]
 
 # by order: the divisor, and the weights from the newest prediction on
-ADAMS_BASHFORTH = {2: (2, (3, -1)), 3: (12, (23, -16, 5)), 4: (24, (55, -59, 37, -9))}
+ADAMS_BASHFORTH = {1: (1, (1,)), 2: (2, (3, -1)), 3: (12, (23, -16, 5)), 4: (24, (55, -59, 37, -9))}
 
 
-class PNDMScheduler(KarrasScheduler):
-    """Pseudo numerical methods for diffusion models (Liu et al. 2022): Runge-Kutta to start (F-PNDM), then Adams-Bashforth.
-    With `skip_prk_steps` (S-PNDM and the latent diffusion checkpoints) the start is a second evaluation of the second timestep.
-    Fourth order but at the start: for 20 to 50 steps without strong guidance.
-    `ets` are the last predictions, oldest first, and `counter` the steps taken in this run.
-    """
+def extrapolated(ets: tuple[Tensor, ...]) -> Tensor:
+    """The mean prediction over the next step by Adams and Bashforth's method, from the last ones, at most 4, oldest first."""
+    divisor, (newest, *weights) = ADAMS_BASHFORTH[len(ets)]
+    total = ets[-1] * newest
+    for weight, older in zip(weights, ets[-2::-1]):
+        total = total + weight * older
+    return total / divisor
 
-    accuracy = "2-4"
-    paper = "Liu et al. 2022"
+
+class PNDMScheduler(KarrasScheduler, accuracy="2-4", paper="Liu et al. 2022"):
+    """Pseudo numerical methods for diffusion models (Liu et al. 2022): Runge-Kutta to start (F-PNDM), then Adams-Bashforth. With `skip_prk_steps`
+    (S-PNDM and the latent diffusion checkpoints) the start is a second evaluation of the second timestep. Fourth order but at the start: for 20 to 50
+    steps without strong guidance. `ets` are the last predictions, oldest first, and `counter` the steps taken in this run."""
+
     Config = options(skip_prk_steps=False, set_alpha_to_one=False, prediction_type=PREDICTIONS, timestep_spacing=LEADING, steps_offset=0)
-
-    def _restart(self) -> None:
-        super()._restart()
-        self.ets: tuple[Tensor, ...] = ()
-        self.counter = 0
-        self.cur_sample: Any = None
-        self.cur_model_output: Any = 0.0
+    ets: tuple[Tensor, ...] = ()
+    counter = 0
+    cur_sample: Any = None
+    cur_model_output: Any = 0.0
+    _history = ("ets", "counter", "cur_sample", "cur_model_output")
 
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` steps, at least 4 of them if it starts with Runge-Kutta."""
@@ -71,10 +74,7 @@ class PNDMScheduler(KarrasScheduler):
         self.ets = (*self.ets[-3:], out)
         if self.counter == 0:
             self.cur_sample = sample
-            return self._transfer(sample, t, t - stride, out)
-        divisor, weights = ADAMS_BASHFORTH[len(self.ets)]
-        total: Any = sum(w * e for w, e in zip(weights, reversed(self.ets)))
-        return self._transfer(sample, t, t - stride, total / divisor)
+        return self._transfer(sample, t, t - stride, extrapolated(self.ets))
 
     def _transfer(self, x: Tensor, t: int, t_prev: int, out: Tensor) -> Tensor:
         """x along its eps from one timestep to another (Liu et al. 2022, eq. 9, with a difference of roots turned into a sum)."""

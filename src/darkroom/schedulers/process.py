@@ -1,10 +1,8 @@
 """The mathematics that schedulers share: tables of betas, where a run places its steps, and what a network predicts.
 
 `out` is the network's output for the sample x = alpha x0 + sigma eps. Variance-preserving coordinates have alpha^2 + sigma^2 = 1, or
-alpha + sigma = 1 for flows. Variance-exploding ones divide x by its alpha: alpha = 1, and sigma runs from 0 to about 15 or more.
-"""
+alpha + sigma = 1 for flows. Variance-exploding ones divide x by its alpha: alpha = 1, and sigma runs from 0 to about 15 or more."""
 
-from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,8 +12,8 @@ from torch import Tensor
 from ..errors import ConfigError, MissingDependencyError
 
 __all__ = [
-    "EPS", "EXPLODING", "PRESERVING", "SIGMA_SCHEDULES", "X0", "ancestral", "betas", "moments", "shifted", "sigma_to_t", "spaced", "stretched",
-    "time_shift", "weights", "zero_snr",
+    "EPS", "EXPLODING", "SIGMA_SCHEDULES", "X0", "ancestral", "betas", "moments", "shifted", "sigma_to_t", "spaced", "stretched", "time_shift",
+    "weights", "zero_snr",
 ]  # fmt: skip
 
 
@@ -58,8 +56,7 @@ def zero_snr(betas: Tensor) -> Tensor:
 
 def spaced(spacing: str, n: int, table: int, offset: int = 0) -> np.ndarray:
     """n descending timesteps of a table, by the rules of Lin et al. 2023, table 2: "leading" takes the first of each of n equal parts and adds
-    `offset`, "trailing" takes the last, "linspace" spreads them evenly and does not round.
-    """
+    `offset`, "trailing" takes the last, "linspace" spreads them evenly and does not round."""
     if spacing == "linspace":
         return np.linspace(0, table - 1, n)[::-1]
     return np.arange(n)[::-1] * (table // n) + offset if spacing == "leading" else np.arange(table, 0, -table / n).round() - 1
@@ -108,17 +105,15 @@ def stretched(sigmas: Any, terminal: float) -> Any:
 
 
 def ancestral(sigma: Any, sigma_next: Any) -> tuple[Any, Any]:
-    """(down, up): the sigma to step down to, and the standard deviation of the fresh noise that leads up to sigma_next again, so that the
-    ratio of the variances is that of the reversed diffusion (k-diffusion, get_ancestral_step). Sigmas are noise-to-signal ratios.
-    """
+    """(down, up): the sigma to step down to, and the standard deviation of the fresh noise that leads up to sigma_next again, so that the ratio of
+    the variances is that of the reversed diffusion (k-diffusion, get_ancestral_step). Sigmas are noise-to-signal ratios."""
     up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
     return (sigma_next**2 - up**2) ** 0.5, up
 
 
 def moments(g: float, n: int) -> list[float]:
-    """Integrals over [0, 1] of e^{(1 - u) g} u^k for k < n, which are k! phi_{k+1}(g): what exponential integrators weigh polynomials with
-    (Hochbruck & Ostermann 2010, eq. 2.10). By their recursion upwards, or downwards where that would cancel.
-    """
+    """Integrals over [0, 1] of e^{(1 - u) g} u^k for k < n, which are k! phi_{k+1}(g): what exponential integrators weigh polynomials with (Hochbruck
+    & Ostermann 2010, eq. 2.10). By their recursion upwards, or downwards where that would cancel."""
     if abs(g) > n:
         found = [math.expm1(g) / g]
         for k in range(1, n):
@@ -133,16 +128,14 @@ def moments(g: float, n: int) -> list[float]:
 
 
 def weights(g: float, nodes: Sequence[float]) -> list[float]:
-    """The weights w of the prediction at u = nodes, for which sum w_i p(u_i) is the integral over [0, 1] of e^{(1 - u) g} p(u) for every
-    polynomial p of lower degree than there are nodes: an exponential Adams method.
-    """
+    """The weights w of the prediction at u = nodes, for which sum w_i p(u_i) is the integral over [0, 1] of e^{(1 - u) g} p(u) for every polynomial p
+    of lower degree than there are nodes: an exponential Adams method."""
     return np.linalg.solve(np.vander(nodes, increasing=True).T, moments(g, len(nodes))).tolist()
 
 
 def sigma_to_t(sigmas: np.ndarray, table: np.ndarray, counted: Any = np.int64) -> np.ndarray:
-    """The fractional timesteps of `sigmas`: linear in log sigma between the neighbours in the ascending `table`, whose places are `counted` in a
-    type that decides the precision of the sum.
-    """
+    """The fractional timesteps of `sigmas`: linear in log sigma between the neighbours in the ascending `table`, whose places are `counted` in a type
+    that decides the precision of the sum."""
     logs, x = np.log(table), np.log(np.maximum(sigmas, 1e-10))
     i = np.clip(np.searchsorted(logs, x, side="right") - 1, 0, len(logs) - 2)
     w = np.clip((logs[i] - x) / (logs[i] - logs[i + 1]), 0, 1)
@@ -166,13 +159,6 @@ EPS: dict[str, Converter] = {
     "v_prediction": lambda out, x, a, s: a * out + s * x,
     "flow_prediction": lambda out, x, a, s: x + a * out,
 }
-
-
-def _both(kind: str) -> Callable[[Tensor, Tensor, Any, Any], tuple[Tensor, Tensor]]:
-    return lambda out, x, a, s: (X0[kind](out, x, a, s), EPS[kind](out, x, a, s))
-
-
-PRESERVING = {kind: _both(kind) for kind in X0}  # (out, x, alpha, sigma) -> (x0, eps)
 EXPLODING: dict[str, Callable[[Tensor, Tensor, Any], Tensor]] = {  # (out, x, sigma) -> x0; eps is (x - x0) / sigma
     "epsilon": lambda out, x, s: x - s * out,
     "sample": lambda out, x, s: out,

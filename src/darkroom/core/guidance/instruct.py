@@ -1,40 +1,56 @@
 """Guidance by a text and by a picture, each with a scale of its own."""
 
 from __future__ import annotations
+from collections.abc import Sequence
 from typing import Any
 import torch
 from torch import Tensor
-from ..types import Branch, Conditioning, Step
+from ..types import Branch, Step, Term
+from .cfg import CFG
+from .common import Addend, Scale, check
 
 __all__ = ["InstructCFG"]
 
 
-class InstructCFG:
-    """none + image_scale (picture - none) + scale (both - picture) (Brooks et al. 2023, eq. 3), for denoisers that see a picture, too.
-    `scale` is the weight of the text, `image_scale` that of the picture; guidance is off unless `scale` is above 1 and `image_scale` at least 1.
-    The conditioning's negative branch has the negative prompt and the picture; the third prediction goes without both: the tensor `picture`
-    among the conditions is zero there.
+class InstructCFG(CFG):
+    """none + image_scale (picture - none) + scale (both - picture) + terms, for denoisers that see a picture, too (Brooks et al. 2023, eq. 3).
+    `both` is the prediction of the positive branch, `picture` that of the negative one, which has the negative prompt and the picture, and `none`
+    that of a third without either: the condition of the name `picture` is zero there. `image_scale` says how closely the result keeps to the
+    picture, 1 or more; below 1, or at a `scale` of 1 or below, there is no guidance. All else is as in `CFG`.
     """
 
-    rescale = 0.0
+    def __init__(
+        self, scale: Scale = 7.5, image_scale: float = 1.5, rescale: float = 0.0, terms: Sequence[Term] = (), picture: str = "image_latents",
+        **options: Any,
+    ):  # fmt: skip
+        self._without = _Without(picture)
+        self.image_scale = image_scale
+        super().__init__(scale, rescale, [self._without, *terms], **options)
 
-    def __init__(self, scale: float = 7.5, image_scale: float = 1.5, picture: str = "image_latents"):
-        self.scale, self.image_scale, self.picture = scale, image_scale, picture
+    @property
+    def image_scale(self) -> float:
+        return self._image_scale
+
+    @image_scale.setter
+    def image_scale(self, value: float) -> None:
+        check("InstructCFG.image_scale", value)
+        self._image_scale, self._without.scale = value, max(value - 1, 0.0)
 
     @property
     def needs_negative(self) -> bool:
-        return self.scale > 1 and self.image_scale >= 1
+        return super().needs_negative and self.image_scale >= 1
 
-    def prepare(self, cond: Conditioning, pipe: Any) -> Conditioning:
-        return cond
 
-    def without(self, branch: Branch) -> Branch:
-        """The branch as it is without the picture."""
-        return branch.with_cond(**{self.picture: torch.zeros_like(branch.cond[self.picture])})
+class _Without(Addend):
+    """What the guidance above adds to plain guidance: (image_scale - 1) (picture - none)."""
 
-    def __call__(self, step: Step) -> Tensor:
-        cond = step.run.cond
-        if cond.negative is None:
-            return step.predict([cond.positive])[0]
-        both, picture, none = step.predict([cond.positive, cond.negative, self.without(cond.negative)])
-        return none + self.scale * (both - picture) + self.image_scale * (picture - none)
+    def __init__(self, picture: str):
+        super().__init__(0.0)  # set by the guidance
+        self.picture = picture
+
+    def branches(self, step: Step) -> Sequence[Branch]:
+        negative = step.cond.negative
+        return [] if negative is None else [negative.with_cond(**{self.picture: torch.zeros_like(negative.cond[self.picture])})]
+
+    def push(self, step: Step, base: Tensor, cond: Tensor, extra: Sequence[Tensor]) -> Tensor:
+        return self.weight(step) * (base - extra[0]) if extra else base.new_zeros(())

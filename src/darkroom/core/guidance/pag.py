@@ -1,15 +1,15 @@
 """Perturbed-attention guidance."""
 
 from __future__ import annotations
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from torch import Tensor
-from ...errors import InputError
-from ..attention import Patch
+from ..attention import Attend
 from ..inputs import Inputs, field
-from ..types import Branch, Conditioning, Step
+from ..types import Conditioning, Step
+from .common import Scale, check, matching
+from .perturbed import Layers, Perturbation
 
 __all__ = ["PAG", "PAGInputs"]
 
@@ -25,48 +25,36 @@ def value_only(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, s
     return v
 
 
-def _matches(pattern: str, site: str) -> bool:
-    """`blocks.1` names block 1 and the layers inside it, not the last number of a dotted name by chance."""
-    tail, end = pattern.rsplit(".", 1)[-1], site.rsplit(".", 1)[-1]
-    return re.search(pattern, site) is not None and not (tail.isnumeric() and tail == end)
-
-
-class PAG:
+class PAG(Perturbation):
     """scale (cond - perturbed), where the perturbed prediction has identity maps in some self-attention layers (Ahn et al. 2024, eq. 16).
+    For structure and detail, also without a prompt; 1 to 5.
     The weight is `scale - adaptive_scale (1000 - t)`, not below 0; `scale` is 0 or more, and 0 costs nothing. `layers` are regular
     expressions for the dotted names of self-attention layers, None takes the pipeline's own choice; InputError for one that matches no layer.
+    `start` and `stop` are the part of the run, in [0, 1]; a `start` above 0 leaves out the step on which it falls.
     """
 
     Inputs = PAGInputs
     settings = {"pag_applied_layers": "mid"}
 
-    def __init__(self, scale: float = 3.0, adaptive_scale: float = 0.0, layers: str | Sequence[str] | None = None):
-        self.scale, self.adaptive_scale, self.layers = scale, adaptive_scale, layers
-        self.sites: frozenset[str] = frozenset()
+    def __init__(self, scale: Scale = 3.0, adaptive_scale: float = 0.0, layers: Layers = None, *, start: float = 0.0, stop: float = 1.0):
+        super().__init__(scale, layers, start, stop)
+        check("PAG.adaptive_scale", adaptive_scale)
+        self.adaptive_scale = adaptive_scale
 
     @classmethod
     def from_inputs(cls, inputs: Any) -> PAG | None:
         return cls(inputs.pag_scale, inputs.pag_adaptive_scale) if inputs.pag_scale > 0 else None
 
     def prepare(self, cond: Conditioning, pipe: Any) -> Conditioning:
-        layers = self.layers or getattr(pipe, "pag_applied_layers", None) or self.settings["pag_applied_layers"]
-        sites = pipe.self_attention_sites()
-        for pattern in [layers] if isinstance(layers, str) else layers:
-            found = {site for site in sites if _matches(pattern, site)}
-            if not found:
-                expected = "part of a name such as " + ", ".join(sorted(sites)[:3])
-                raise InputError("No self-attention layer has such a name.", where="pag_applied_layers", got=pattern, expected=expected)
-            self.sites |= found
+        self.sites = matching(self.chosen(pipe), self.candidates(pipe), "pag_applied_layers")
         return cond
 
-    def branches(self, cond: Conditioning) -> Sequence[Branch]:
-        positive = cond.positive
-        return [positive.with_attention(Patch(positive.attend, self.sites, value_only))] if self.scale > 0 else []
+    def chosen(self, pipe: Any) -> str | Sequence[str]:
+        return self.layers or getattr(pipe, "pag_applied_layers", None) or self.settings["pag_applied_layers"]
 
-    def push(self, step: Step, base: Tensor, cond: Tensor, extra: Sequence[Tensor]) -> Tensor:
-        if not extra:
-            return cond.new_zeros(())
-        scale: Any = self.scale
-        if self.adaptive_scale > 0:
-            scale = (self.scale - self.adaptive_scale * (1000 - step.t)).clamp_min(0)
-        return scale * (cond - extra[0])
+    def replacement(self, step: Step, attend: Attend) -> Attend:
+        return value_only
+
+    def weight(self, step: Step) -> Any:
+        scale = super().weight(step)
+        return (scale - self.adaptive_scale * (1000 - step.t)).clamp_min(0) if self.adaptive_scale > 0 and scale > 0 else scale

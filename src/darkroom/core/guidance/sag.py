@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..attention import Patch, attention_weights
 from ..inputs import Inputs, field
-from ..types import Branch, Conditioning, Step
+from ..types import Conditioning, Step
+from .common import Addend, Scale, map_size, signal_and_noise
 
-__all__ = ["SAG", "SAGInputs"]
+__all__ = ["SAG", "SAGInputs", "gaussian_blur"]
 
 
 @dataclass(kw_only=True)
@@ -27,17 +28,20 @@ def gaussian_blur(x: Tensor, size: int = 9, sigma: float = 1.0) -> Tensor:
     return F.conv2d(F.pad(x, [size // 2] * 4, mode="reflect"), kernel, groups=x.shape[1])
 
 
-class SAG:
+class SAG(Addend):
     """scale (base - degraded), where the degraded prediction has the salient regions of x0 blurred (Hong et al. 2023, eq. 16 and 25).
+    For detail, also without a prompt; 0.5 to 1. Each step costs one more prediction.
     What is salient is read off the self-attention in the middle of the denoiser: tokens that receive more than their share.
     The base is the unconditional prediction where there is one. The blur needs latents of at least 5 x 5. `scale` is 0 or more; 0 costs nothing.
+    `start` and `stop` are the part of the run, in [0, 1]; a `start` above 0 leaves out the step on which it falls.
     """
 
     Inputs = SAGInputs
     settings: dict[str, Any] = {}
 
-    def __init__(self, scale: float = 0.75):
-        self.scale = scale
+    def __init__(self, scale: Scale = 0.75, *, start: float = 0.0, stop: float = 1.0):
+        super().__init__(scale, start, stop)
+        self.sites = frozenset[str]()
         self.received: Tensor | None = None  # attention that each token received in this step, averaged over heads: (B, N)
 
     @classmethod
@@ -50,23 +54,21 @@ class SAG:
         return weights @ v
 
     def prepare(self, cond: Conditioning, pipe: Any) -> Conditioning:
-        if self.scale <= 0:
-            return cond
-        watched = cond.base.with_attention(Patch(cond.base.attend, frozenset({pipe.middle_site}), self._recorded))
+        self.sites = frozenset({pipe.middle_site})
+        return cond
+
+    def wrap(self, step: Step) -> Conditioning:
+        cond, self.received = step.cond, None
+        watched = cond.base.with_attention(Patch(cond.base.attend, self.sites, self._recorded))
         return Conditioning(watched) if cond.negative is None else Conditioning(cond.positive, watched)
 
-    def branches(self, cond: Conditioning) -> Sequence[Branch]:
-        return ()
-
     def push(self, step: Step, base: Tensor, cond: Tensor, extra: Sequence[Tensor]) -> Tensor:
-        if self.scale <= 0 or self.received is None:
+        if self.received is None:
             return base.new_zeros(())
-        alpha, sigma = step.run.scheduler.signal_and_noise(step.t, base)
+        alpha, sigma = signal_and_noise(step, base, "SAG")
         x0, eps = step.run.scheduler.x0_and_eps(step.x, base, alpha, sigma)
-        height, width = x0.shape[-2:]  # of the map: the middle of the denoiser is smaller than the latents
-        while height * width > self.received.shape[-1]:
-            height, width = -(-height // 2), -(-width // 2)
-        mask = F.interpolate((self.received > 1).to(x0.dtype).reshape(-1, 1, height, width), x0.shape[-2:])  # (B, 1, H, W)
+        size = map_size(step, self.received.shape[-1])  # the middle of the denoiser is smaller than the latents
+        mask = F.interpolate((self.received > 1).to(x0.dtype).reshape(-1, 1, *size), x0.shape[-2:])  # (B, 1, H, W)
         blurred = gaussian_blur(x0) * mask + x0 * (1 - mask)
-        (degraded,) = step.predict([step.run.cond.base], alpha * blurred + sigma * eps)
-        return self.scale * (base - degraded)
+        (degraded,) = step.predict([step.cond.base], alpha * blurred + sigma * eps)
+        return self.weight(step) * (base - degraded)

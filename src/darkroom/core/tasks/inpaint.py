@@ -65,11 +65,13 @@ class Inpaint(Text2Image):
         fit = dict(height=height, width=width, factor=factor, crop=crop, resize_mode="fill" if crop else "default")
         image = image_to_tensor(inputs.image, latent_channels=channels, **fit)
         pixel_mask = mask_to_tensor(inputs.mask_image, **fit)  # (b, 1, 8H, 8W)
-        whole = inputs.strength == 1.0
-        if extra == 0 or (not whole and inputs.latents is None):
+        whole, resumed = inputs.strength == 1.0, getattr(inputs, "denoising_start", None) is not None
+        if extra == 0 or resumed or (not whole and inputs.latents is None):
             run.tensors["image_latents"] = encode_image(pipe, run, image, "image")
         run.tensors["noise"] = noise = self.noise(pipe, run)
-        if whole or inputs.latents is not None:
+        if resumed:
+            run.x = run.tensors["image_latents"]
+        elif whole or inputs.latents is not None:
             run.x = noise * run.scheduler.init_noise_sigma
         else:
             run.x = run.scheduler.add_noise(run.tensors["image_latents"], noise, run.timesteps[:1].repeat(run.rows))

@@ -1,7 +1,6 @@
 """From noise to a picture. The base of the other tasks too."""
 
 from __future__ import annotations
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from torch import Tensor
@@ -54,7 +53,7 @@ class Text2Image:
         """Raise InputError for sizes, generators and pictures that cannot be used."""
         factor = max(pipe.codec.factor(pipe), pipe.size_step)
         for name in ("height", "width"):
-            if (value := getattr(inputs, name)) is not None and value % factor:
+            if (value := getattr(inputs, name, None)) is not None and value % factor:
                 low = max(value // factor, 1) * factor
                 expected, fix = f"a multiple of {factor} pixels", f"Use {low} or {low + factor}."
                 raise InputError("The size does not divide into latents.", where=name, got=value, expected=expected, fix=fix)
@@ -66,17 +65,17 @@ class Text2Image:
                 raise InputError("A picture is missing.", where=name, expected="PIL, numpy, tensor or list")
             image_size(getattr(inputs, name), name)
 
+    def expected_size(self, pipe: Any, inputs: Any) -> tuple[int, int]:
+        """Height and width of the latents that a run with these inputs will have."""
+        return latent_size(pipe, inputs)
+
     def start(self, pipe: Any, run: Run) -> None:
         run.timesteps = pipe.set_timesteps(run)
         run.x = self.noise(pipe, run) * run.scheduler.init_noise_sigma
 
-    def size(self, pipe: Any, run: Run) -> Sequence[int]:
-        """Height and width of the latents."""
-        return latent_size(pipe, run.inputs)
-
-    def noise(self, pipe: Any, run: Run) -> Tensor:
-        """Standard normal latents, or those that were passed: (B, C, H, W)."""
-        shape = (run.rows, pipe.codec.channels(pipe), *self.size(pipe, run))
+    def noise(self, pipe: Any, run: Run, size: tuple[int, int] | None = None, frames: tuple[int, ...] = ()) -> Tensor:
+        """Standard normal latents, or those that were passed: (B, C, H, W), of videos (B, F, C, H, W). `size` is that of the inputs if not given."""
+        shape = (run.rows, *frames, pipe.codec.channels(pipe), *(size or latent_size(pipe, run.inputs)))
         given = run.inputs.latents
         if given is None:
             return randn(shape, generator=run.inputs.generator, device=pipe.device, dtype=pipe.run_dtype(run))

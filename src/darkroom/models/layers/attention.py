@@ -3,16 +3,21 @@
 from __future__ import annotations
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from ...core.attention import Attend, sdpa
+from ...core.attention import Attend, sdpa, unless_skipped
 from ...errors import InputError
 from ..base import choose
 from .resnet import Level
 
-__all__ = ["AddedKVAttention", "Attention", "Conditions", "DualTransformer2D", "SelfAttention", "Transformer2D", "rename_attention"]
+__all__ = [
+    "AddedKVAttention", "Attention", "BasicTransformerBlock", "Conditions", "DualTransformer2D", "FeedForward", "SelfAttention",
+    "Transformer2D", "rename_attention",
+]  # fmt: skip
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -50,18 +55,22 @@ class Attention(nn.Module):
         context_dim: channels of the context; None attends to the input itself.
         heads, dim_head: number of heads and channels per head.
         upcast: compute in float32, unless by the fused kernel, which accumulates in float32 by itself.
+        biased: whether the projections to queries, keys and values have a bias; the class's own choice if None.
     """
 
     biased = False  # the projections to queries, keys and values
 
-    def __init__(self, dim: int, context_dim: int | None, heads: int, dim_head: int, upcast: bool = False, norm: nn.Module | None = None):
+    def __init__(
+        self, dim: int, context_dim: int | None, heads: int, dim_head: int, upcast: bool = False, norm: nn.Module | None = None, biased:
+        bool | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.site = ""  # the dotted name in the network, set by the network
         self.heads, self.upcast, self.is_cross_attention = heads, upcast, context_dim is not None
-        inner, context_dim = heads * dim_head, context_dim or dim
+        inner, context_dim, biased = heads * dim_head, context_dim or dim, self.biased if biased is None else biased
         self.group_norm = norm
-        self.to_q = nn.Linear(dim, inner, self.biased)
-        self.to_k, self.to_v = nn.Linear(context_dim, inner, self.biased), nn.Linear(context_dim, inner, self.biased)
+        self.to_q = nn.Linear(dim, inner, biased)
+        self.to_k, self.to_v = nn.Linear(context_dim, inner, biased), nn.Linear(context_dim, inner, biased)
         self.to_out = nn.Sequential(nn.Linear(inner, dim))
 
     def keys_and_values(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +87,7 @@ class Attention(nn.Module):
             out = attend(q.float(), k.float(), v.float(), mask=mask, site=self.site).to(q.dtype)
         else:
             out = attend(q, k, v, mask=mask, site=self.site)
-        return self.to_out(out.transpose(1, 2).flatten(2))  # (B, N, C)
+        return unless_skipped(self.to_out(out.transpose(1, 2).flatten(2)), attend, self.site)  # (B, N, C)
 
 
 class SelfAttention(Attention):
@@ -125,23 +134,40 @@ class AddedKVAttention(SelfAttention):
         return super().forward(x, cond, cond.context, mask)
 
 
-class GEGLU(nn.Module):
-    """One half of a projection, gated by the GELU of the other (Shazeer 2020)."""
+FEEDS: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {  # whether one half of the projection gates the other, and by which function
+    "geglu": (True, F.gelu),
+    "swiglu": (True, F.silu),
+    "gelu": (False, F.gelu),
+    "gelu-approximate": (False, partial(F.gelu, approximate="tanh")),
+    "geglu-approximate": (False, lambda x: x * torch.sigmoid(1.702 * x)),
+    "linear-silu": (False, F.silu),
+}
 
-    def __init__(self, dim: int, out_dim: int):
+
+class Activated(nn.Module):
+    """A projection and its activation; of the gated ones (Shazeer 2020) one half is multiplied by the activation of the other."""
+
+    def __init__(self, dim: int, out_dim: int, activation_fn: str):
         super().__init__()
-        self.proj = nn.Linear(dim, 2 * out_dim)
+        self.gated, self.function = choose("activation_fn", activation_fn, FEEDS)
+        self.proj = nn.Linear(dim, 2 * out_dim if self.gated else out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, -1)
-        return x * F.gelu(gate)
+        x = self.proj(x)
+        if not self.gated:
+            return self.function(x)
+        x, gate = x.chunk(2, -1)
+        return x * self.function(gate)
 
 
 class FeedForward(nn.Sequential):
-    """GEGLU to four times the width, and back."""
+    """To four times the width with an activation, and back."""
 
-    def __init__(self, dim: int):
-        super().__init__(OrderedDict(net=nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))))
+    skippable = True
+
+    def __init__(self, dim: int, activation_fn: str = "geglu", dropout: float = 0.0):
+        layers = Activated(dim, 4 * dim, activation_fn), nn.Dropout(dropout), nn.Linear(4 * dim, dim)
+        super().__init__(OrderedDict(net=nn.Sequential(*layers)))
 
 
 class BasicTransformerBlock(nn.Module):
@@ -163,7 +189,7 @@ class BasicTransformerBlock(nn.Module):
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         x = self.attn1(self.norm1(x), cond.context if self.only_cross else None, cond.mask, cond.attend) + x  # (B, N, C)
         x = self.attn2(self.norm2(x), cond.context, cond.context_mask, cond.attend) + x
-        return self.ff(self.norm3(x)) + x
+        return unless_skipped(self.ff(self.norm3(x)), cond.attend, self.attn1.site.removesuffix("attn1") + "ff") + x
 
 
 class Transformer2D(nn.Module):

@@ -46,14 +46,20 @@ class GaussianFourierProjection(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers over an embedded timestep, plus a projected condition with `cond_dim` (Meng et al. 2023)."""
+    """Two linear layers over an embedded timestep, `hidden` (else `out_dim`) wide in between, plus a projected condition with `cond_dim`
+    (Meng et al. 2023).
+    """
 
-    def __init__(self, in_dim: int, out_dim: int, act_fn: str = "silu", *, post_act: str | None = None, cond_dim: int | None = None):
+    def __init__(
+        self, in_dim: int, out_dim: int, act_fn: str = "silu", *, post_act: str | None = None, cond_dim: int | None = None, hidden: int |
+        None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.linear_1 = nn.Linear(in_dim, out_dim)
+        hidden = hidden or out_dim
+        self.linear_1 = nn.Linear(in_dim, hidden)
         self.cond_proj = nn.Linear(cond_dim, in_dim, bias=False) if cond_dim is not None else None
         self.act = activation(act_fn)
-        self.linear_2 = nn.Linear(out_dim, out_dim)
+        self.linear_2 = nn.Linear(hidden, out_dim)
         self.post_act = activation(post_act) if post_act is not None else nn.Identity()
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:

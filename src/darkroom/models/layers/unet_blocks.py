@@ -45,6 +45,7 @@ class Block(nn.Module):
     """
 
     picture = False  # whether a small copy of the picture goes through, too
+    Resnet: type[nn.Module] = ResnetBlock2D
 
     def __init__(self, attention: Attends, level: Level, bare: int = 0):
         super().__init__()
@@ -52,7 +53,7 @@ class Block(nn.Module):
         make: Any = DualTransformer2D if attention is Transformer2D and level.dual_cross_attention else attention
         same = [level.channels] * (level.layers - 1)
         skips = [*same, level.skip_channels] if level.skip_channels else [0] * level.layers
-        self.resnets = nn.ModuleList(ResnetBlock2D(level, a + b) for a, b in zip([level.channels_in, *same], skips))
+        self.resnets = nn.ModuleList(self.Resnet(level, a + b) for a, b in zip([level.channels_in, *same], skips))
         count = level.layers - bare if attention else 0
         depths = [level.depth] * count if isinstance(level.depth, int) else [level.depth[i] for i in range(count)]
         self.attentions = nn.ModuleList(make(replace(level, depth=depth)) for depth in depths)
@@ -101,9 +102,9 @@ class DownBlock(Block):
         return skips
 
 
-def middle_block(attention: Attends, level: Level, layers: int = 2) -> Block:
+def middle_block(attention: Attends, level: Level, layers: int = 2, make: type[Block] = Block) -> Block:
     """A residual block, then `layers - 1` times attention and another residual block, at the width of `level`."""
-    return Block(attention, replace(level, channels_in=level.channels, layers=layers, resample=None), bare=1)
+    return make(attention, replace(level, channels_in=level.channels, layers=layers, resample=None), bare=1)
 
 
 def block(name: str, level: Level) -> nn.Module:
