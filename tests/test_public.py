@@ -21,7 +21,10 @@ LONGEST_FILE = 800  # lines
 LARGEST = {
     "checkpoints": 5500,
     "schedulers": 4500,
-    "the rest": 9000,
+    "families": 2500,
+    "models": 3600,
+    "core": 3000,
+    "the rest": 1900,
 }  # lines of all files, with blanks and docstrings: to fall, not to rise
 TYPICAL_SCHEDULERS = 110  # lines of the median file: one algorithm, or a few
 

@@ -7,6 +7,7 @@ import torch
 from families import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+import darkroom
 from darkroom.families.prompt_weights import join_windows, parse_weights, windowed
 
 EXAMPLES = {
@@ -70,3 +71,48 @@ def test_weights_keep_the_mean() -> None:
     torch.testing.assert_close(joined[1].mean(), states[2:].mean())
     ratio = joined[1] / states[2:].reshape(10, 3)
     torch.testing.assert_close(ratio[2] / ratio[0], torch.full((3,), 1.5))
+
+
+@pytest.fixture(scope="module", params=["sd", "sdxl"])
+def pipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    options = {"requires_safety_checker": False} if request.param == "sd" else {}
+    made = darkroom.DiffusionPipeline.from_pretrained(getattr(tiny, request.param)(tmp_path_factory.mktemp(request.param)), **options)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_a_prompt_without_weights_is_itself(pipe) -> None:
+    for prompt, negative in (("the cat", None), ("the cat", "a dog"), (["the cat", "a dog"], ["", "red"])):
+        plain = pipe.encode_prompt(prompt, negative_prompt=negative)
+        weighted = pipe.encode_prompt(prompt, negative_prompt=negative, prompt_syntax="weighted")
+        assert all(torch.equal(a, b) for a, b in zip(plain, weighted))
+
+
+def test_a_pipeline_reads_weights_and_long_prompts(pipe) -> None:
+    call = {"num_inference_steps": 2, "output_type": "pt", "prompt_syntax": "weighted"}
+
+    def run(prompt: object, **changes: object) -> torch.Tensor:
+        return pipe(prompt, generator=torch.Generator().manual_seed(0), **{**call, **changes}).images
+
+    long = "the cat and the dog " * 5
+    kept = run("the cat and the red dog")
+    assert torch.equal(kept, run("the cat and the red dog", prompt_syntax="plain"))
+    assert not torch.equal(kept, run("the cat and the (red:1.6) dog"))
+    assert not torch.equal(run(long), run(long[:60]))  # beyond the first window
+    for negative in (None, "red", "the (red:0.5) dog " * 12):
+        assert run([long, "a dog"], negative_prompt=negative).isfinite().all()
+    states = pipe.encode_prompt(long, negative_prompt="red", prompt_syntax="weighted")
+    assert states[0].shape == states[1].shape and states[0].shape[1] % tiny.TOKENS == 0 and states[0].shape[1] > tiny.TOKENS
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    assert torch.equal(run(None, **dict(zip(names, states))), run(long, negative_prompt="red"))
+    again = pipe.encode_prompt(
+        None, negative_prompt="red", prompt_syntax="weighted", **{names[0]: states[0], **dict(zip(names[2:3], states[2:3]))}
+    )
+    assert torch.equal(again[1], states[1])
+
+
+def test_the_syntax_is_off_unless_asked_for(pipe, caplog: pytest.LogCaptureFixture) -> None:
+    plain = pipe.encode_prompt("the (cat:1.5)")[0]
+    assert plain.shape[1] == tiny.TOKENS and not torch.equal(plain, pipe.encode_prompt("the (cat:1.5)", prompt_syntax="weighted")[0])
+    with pytest.raises(darkroom.InputError, match="plain or weighted"):
+        pipe("the cat", prompt_syntax="fancy", num_inference_steps=1)

@@ -177,7 +177,9 @@ def test_every_control_works_with_perturbed_attention(pair, name):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"control_mode": None}, {"control_mode": 6}, {"control_mode": [1, 2]}, {"hint": [picture()] * 2}], ids=str
+    "changes",
+    [{"control_mode": None}, {"control_mode": 6}, {"control_mode": [1, 2]}, {"hint": [picture()] * 2}],
+    ids=lambda change: " ".join(f"{k} {type(v).__name__}" for k, v in change.items()) if isinstance(change, dict) else str(change),
 )
 def test_bad_input(pair, changes):
     with pytest.raises(InputError) as caught:

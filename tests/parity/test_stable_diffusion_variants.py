@@ -443,6 +443,8 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "upscale, latents": (UPSCALE, {"latents": torch.zeros(1, 4, 16, 16)}, "latents"),
     "latent, pooled": (LATENT, {"prompt": None, "prompt_embeds": torch.zeros(1, 16, 32)}, "pooled_prompt_embeds"),
     "latent, twice": (LATENT, {"prompt_embeds": torch.zeros(1, 16, 32)}, "prompt, prompt_embeds"),
+    "latent, layers": (LATENT, {"clip_skip": 1}, "clip_skip"),
+    "latent, weights": (LATENT, {"prompt_syntax": "weighted"}, "prompt_syntax"),
     "variation, none": (VARIATION, {"image": None}, "image"),
     "edit, none": (EDIT, {"image": None}, "image"),
     "edit, adapter": (EDIT, {"ip_adapter_image": picture()}, "ip_adapter_image"),

@@ -23,7 +23,17 @@ from .locks import read_whole
 from .plan import Plan, available_variants, component_files, plan, weight_paths
 from .weights import Weights, load_weights
 
-__all__ = ["DType", "check_dtype", "component_errors", "load_component", "load_model", "open_weights", "size_of", "skeleton"]
+__all__ = [
+    "DType",
+    "check_dtype",
+    "component_errors",
+    "load_component",
+    "load_model",
+    "open_weights",
+    "size_of",
+    "skeleton",
+    "stays_mapped",
+]
 
 DType = torch.dtype | str | None  # "auto": as stored
 logger = logging.getLogger("darkroom")
@@ -299,6 +309,13 @@ def size_of(weights: Weights, dtype: DType) -> int:
     """Bytes of a network's tensors once they are loaded in a dtype."""
     cast = dtype if isinstance(dtype, torch.dtype) else torch.float32 if dtype is None else None
     return sum(math.prod(e.shape) * (cast if cast and e.dtype.is_floating_point else e.dtype).itemsize for e in weights.entries.values())
+
+
+def stays_mapped(weights: Weights, dtype: DType, device: torch.device) -> bool:
+    """Whether nothing of a network has to be read or cast as long as mapping is allowed."""
+    kinds = {e.dtype for e in weights.entries.values() if e.dtype.is_floating_point}
+    cast = torch.float32 if dtype is None else dtype
+    return device.type in ("cpu", "meta") and (cast == "auto" or kinds <= {cast})
 
 
 def load_component(

@@ -20,7 +20,7 @@ from .files import PathLike, check_links, check_outward_links, inside
 from .hub import HUB_OPTIONS, check_source, fetch_pipeline, listing_of, locate, newer_commit, push_folder
 from .index import INDEX_NAME, ModelIndex, check_kind, component_class, without_collector
 from .locks import read_whole
-from .models import DType, check_dtype, component_errors, load_component, open_weights, size_of
+from .models import DType, check_dtype, component_errors, load_component, open_weights, size_of, stays_mapped
 from .placement import plan_devices
 from .plan import pipeline_variants
 from .remote_code import PREFIX, custom_file, load_custom_class
@@ -165,9 +165,11 @@ def _load(
     devices = plan_devices(sizes, "cpu" if device_map is None else device_map, max_memory)
     lock = threading.Lock()
     total = sum(size for name, size in sizes.items() if devices[name].type != "meta")
+    # where nothing is read, networks are built side by side only in name: Python builds one at a time, and threads cost
+    mapped = not disable_mmap and all(stays_mapped(opened, dtypes[name], devices[name]) for name, opened in weights.items())
     with (
         tqdm(total=total, desc="Loading", unit="B", unit_scale=True, leave=False) as bar,
-        ThreadPoolExecutor(max_workers=workers()) as pool,
+        ThreadPoolExecutor(max_workers=1 if mapped else workers()) as pool,
     ):
 
         def progress(done: int) -> None:

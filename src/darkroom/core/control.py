@@ -47,6 +47,11 @@ class AdapterInputs(Inputs):
     adapter_conditioning_scale: float | list[float] = field("Weight of the adapter; a list has one per adapter.", 1.0)
 
 
+@dataclass(kw_only=True)
+class AdapterControlInputs(AdapterInputs):
+    control_image: Any = field(f"{_PICTURE}; several adapters take a list.")
+
+
 def numbers(value: Any, count: int, where: str) -> list[float]:
     """One number for each of `count` networks, from one for all or a list."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
@@ -293,11 +298,11 @@ class T2IAdapters(Pictured):
 
     name, component, holder = "Adapter", "adapter", "adapters"
     kinds = ("T2IAdapter", "MultiAdapter")
-    Inputs = AdapterInputs
     state = "adapter_state"
 
     def __init__(self, picture: str = "image"):
         super().__init__(picture)
+        self.Inputs = AdapterInputs if picture == "image" else AdapterControlInputs
         self.tensors = ()
 
     def factor(self, pipe: Any) -> int:

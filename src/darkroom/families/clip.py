@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from ..errors import InputError
+from .prompt_weights import join_windows, windowed
 
 __all__ = ["encode_states", "encode_text", "guidance_embedding", "prompt_list", "tokenize"]
 
@@ -35,27 +36,46 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], warn: bool = True, length: 
     return batch
 
 
+def _read(
+    tokenizer: Any, prompts: Sequence[str], device: Any, warn: bool, length: int | None, windows: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Token ids and their mask, (B, M), or with `windows` (B W, M) of prompts with weights, and the weights (B, W, M)."""
+    if windows:
+        ids, weights = windowed(tokenizer, prompts, windows)
+        ids = ids.flatten(0, 1).to(device)
+        return ids, torch.ones_like(ids), weights
+    batch = tokenize(tokenizer, prompts, warn, length)
+    return batch.input_ids.to(device), batch.attention_mask.to(device), None
+
+
 def encode_text(
     tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True,
-    length: int | None = None,
+    length: int | None = None, windows: int = 0,
 ) -> Tensor:  # fmt: skip
-    """The encoder's last states, or those `clip_skip` layers before under the final norm: (B, M, d)."""
-    batch = tokenize(tokenizer, prompts, warn, length)
-    mask = batch.attention_mask.to(device) if getattr(encoder.config, "use_attention_mask", False) else None
-    ids = batch.input_ids.to(device)
+    """The encoder's last states, or those `clip_skip` layers before under the final norm: (B, M, d). With `windows` the prompts may have weights,
+    and as many windows of tokens as that lie side by side: (B, W M, d)."""
+    ids, mask, weights = _read(tokenizer, prompts, device, warn, length, windows)
+    options = {"attention_mask": mask if getattr(encoder.config, "use_attention_mask", False) else None}
     if clip_skip is None:
-        return encoder(ids, attention_mask=mask)[0]
-    states = hidden_states(encoder(ids, attention_mask=mask, output_hidden_states=True), clip_skip, clip_skip)
-    return getattr(encoder, "text_model", encoder).final_layer_norm(states)
+        states = encoder(ids, **options)[0]
+    else:
+        states = hidden_states(encoder(ids, **options, output_hidden_states=True), clip_skip, clip_skip)
+        states = getattr(encoder, "text_model", encoder).final_layer_norm(states)
+    return states if weights is None else join_windows(states, weights)
 
 
 def encode_states(
-    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int = 0, length: int | None = None, warn: bool = True
-) -> tuple[Tensor, Tensor | None]:
+    tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int = 0, length: int | None = None, warn: bool = True,
+    windows: int = 0,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The states below the last layer, or `clip_skip` layers further down, without a norm: (B, M, d). Of an encoder with a projection the pooled
-    prompt, too: (B, c)."""
-    out = encoder(tokenize(tokenizer, prompts, warn, length).input_ids.to(device), output_hidden_states=True)
-    return hidden_states(out, clip_skip + 1, clip_skip), out[0] if out[0].ndim == 2 else None
+    prompt, too: (B, c), of the first window. `windows` as for `encode_text`."""
+    ids, _, weights = _read(tokenizer, prompts, device, warn, length, windows)
+    out = encoder(ids, output_hidden_states=True)
+    states, pooled = hidden_states(out, clip_skip + 1, clip_skip), out[0] if out[0].ndim == 2 else None
+    if weights is None:
+        return states, pooled
+    return join_windows(states, weights), None if pooled is None else pooled.unflatten(0, (len(weights), -1))[:, 0]
 
 
 def hidden_states(out: Any, below: int, clip_skip: int) -> Tensor:

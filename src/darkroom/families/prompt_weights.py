@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["join_windows", "parse_weights", "windowed"]
+__all__ = ["join_windows", "parse_weights", "windowed", "windows_for"]
 
 STEP = 1.1
 _TOKEN = re.compile(r"\\[()\[\]\\]|[(\[\]]|(?::\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*)?\)|[^\\()\[\]:]+|.", re.DOTALL)
@@ -49,6 +49,17 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
     return joined
 
 
+def _tokens(tokenizer: Any, prompt: str) -> list[tuple[int, float]]:
+    """Tokens and their weights, without those of beginning and end."""
+    parts = [(tokenizer(text, add_special_tokens=False).input_ids, weight) for text, weight in parse_weights(prompt)]
+    return [(token, weight) for ids, weight in parts for token in ids]
+
+
+def windows_for(tokenizer: Any, prompts: Sequence[str]) -> int:
+    """How many windows of the encoder the longest of these prompts takes, at least one."""
+    return max(1, *(-(-len(_tokens(tokenizer, prompt)) // (tokenizer.model_max_length - 2)) for prompt in prompts))
+
+
 def windowed(tokenizer: Any, prompts: Sequence[str], windows: int = 1) -> tuple[Tensor, Tensor]:
     """Tokens of the prompts and their weights, (B, W, M) each, in at least so many windows of M tokens; every window has its own beginning and end.
 
@@ -56,11 +67,8 @@ def windowed(tokenizer: Any, prompts: Sequence[str], windows: int = 1) -> tuple[
     """
     length = tokenizer.model_max_length
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    rows: list[list[tuple[int, float]]] = []
-    for prompt in prompts:
-        parts = [(tokenizer(text, add_special_tokens=False).input_ids, weight) for text, weight in parse_weights(prompt)]
-        rows.append([(token, weight) for ids, weight in parts for token in ids])
-    count = max(windows, *(-(-len(row) // (length - 2)) for row in rows))
+    rows = [_tokens(tokenizer, prompt) for prompt in prompts]
+    count = max(windows, windows_for(tokenizer, prompts))
     ids, weights = torch.full((len(rows), count, length), pad), torch.ones(len(rows), count, length)
     ids[:, :, 0] = tokenizer.bos_token_id
     for r, row in enumerate(rows):

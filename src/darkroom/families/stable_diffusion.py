@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 import torch
@@ -16,6 +16,7 @@ from ..core.types import Branch, Conditioning, Run
 from ..errors import InputError
 from ..family import CallInputs, Family, ImagePipelineOutput
 from .clip import encode_text, guidance_embedding, prompt_list
+from .prompt_weights import windows_for
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -55,6 +56,7 @@ class PromptInputs(CallInputs):
     ip_adapter_image: Any = field("A picture for the IP-Adapter, if one is loaded.")
     ip_adapter_image_embeds: list[Tensor] | None = field("Encoded pictures for the IP-Adapter.")
     cross_attention_kwargs: dict[str, Any] | None = field('Options of attention layers; "scale" weighs LoRA layers.')
+    prompt_syntax: str = field('"weighted" reads "(word:1.3)" and prompts of any length.', "plain", choices=("plain", "weighted"))
     clip_skip: int | None = field("How many of the text encoder's last layers to skip.", None, minimum=0, integer=True)
 
 
@@ -142,6 +144,13 @@ class PromptedUNet(LatentUNet):
         embeds = inputs.prompt_embeds
         return (len(prompt_list(inputs.prompt, "prompt")) if embeds is None else embeds.shape[0]) * inputs.num_images_per_prompt
 
+    @staticmethod
+    def windows(read: Sequence[tuple[Any, Sequence[Any]]], embeds: Tensor | None) -> int:
+        """How many windows of tokens all these prompts of these tokenizers fit into, or as many as given embeddings have."""
+        if embeds is not None:
+            return embeds.shape[1] // read[0][0].model_max_length
+        return max(windows_for(words, prompt_list(p, "prompt")) for words, prompts in read for p in prompts if p is not None)
+
     def conditioning(self, inputs: Any, positive: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None) -> Conditioning:
         """The branches with these conditions. A network into which guidance is distilled is told the scale."""
         attend, context = self.unet.attend, positive["context"]
@@ -181,13 +190,16 @@ class LatentText(PromptedUNet):
         self, prompt: str | list[str] | None, device: torch.device | str | None = None, num_images_per_prompt: int = 1,
         do_classifier_free_guidance: bool = True, negative_prompt: str | list[str] | None = None, prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None, lora_scale: float | None = None, clip_skip: int | None = None,
+        prompt_syntax: str = "plain",
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Prompts as text states (B, M, d), each row repeated per picture, and those of the negative prompts (None without guidance)."""
         device = device or self.device
         dtype = self.text_encoder.dtype if self.text_encoder is not None else self.unet.dtype
+        windows = self.windows([(self.tokenizer, (prompt, negative_prompt))], prompt_embeds) if prompt_syntax == "weighted" else 0
         if prompt_embeds is None:
             prompts = prompt_list(prompt, "prompt")
-            prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts, device=device, clip_skip=clip_skip)
+            options = {"device": device, "clip_skip": clip_skip, "windows": windows}
+            prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts, **options)
         rows = prompt_embeds.shape[0]
         prompt_embeds = prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
         if not do_classifier_free_guidance:
@@ -196,11 +208,11 @@ class LatentText(PromptedUNet):
             texts = prompt_list("" if negative_prompt is None else negative_prompt, "negative_prompt")
             texts = texts * rows if len(texts) == 1 else texts
             # layers are never skipped here: checkpoints are used so
-            negative_prompt_embeds = encode_text(self.tokenizer, self.text_encoder, texts, device=device, warn=False)
+            negative_prompt_embeds = encode_text(self.tokenizer, self.text_encoder, texts, device=device, warn=False, windows=windows)
         return prompt_embeds, negative_prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
-        names = "prompt num_images_per_prompt negative_prompt prompt_embeds negative_prompt_embeds clip_skip"
+        names = "prompt num_images_per_prompt negative_prompt prompt_embeds negative_prompt_embeds clip_skip prompt_syntax"
         given = {name: getattr(inputs, name) for name in names.split()}
         positive, negative = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative)
         return self.conditioning(inputs, {"context": positive}, None if negative is None else {"context": negative})

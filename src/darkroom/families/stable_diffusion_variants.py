@@ -145,6 +145,9 @@ class StableDiffusionLatentUpscalePipeline(LatentText):
             pooled = name.replace("prompt", "pooled_prompt")
             if getattr(inputs, name) is not None and getattr(inputs, pooled) is None:
                 raise InputError("Embeddings without their pooled form.", where=pooled, expected=f"those of {name}")
+        for name, only in (("clip_skip", None), ("prompt_syntax", "plain")):
+            if (got := getattr(inputs, name)) != only:
+                raise InputError("This upscaler reads prompts in one way.", where=name, got=got, expected=only)
 
     def _states(self, prompts: list[str], device: Any) -> tuple[Tensor, Tensor]:
         """The encoder's last states before its final norm, (b, M, d), and the pooled ones, (b, d)."""

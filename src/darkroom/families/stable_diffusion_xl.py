@@ -197,15 +197,19 @@ class PromptedXL(PromptedUNet):
         num_images_per_prompt: int = 1, do_classifier_free_guidance: bool = True, negative_prompt: str | list[str] | None = None,
         negative_prompt_2: str | list[str] | None = None, prompt_embeds: Tensor | None = None, negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None, negative_pooled_prompt_embeds: Tensor | None = None, lora_scale: float | None = None,
-        clip_skip: int | None = None,
+        clip_skip: int | None = None, prompt_syntax: str = "plain",
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:  # fmt: skip
         """Prompts as states of both encoders side by side, (B, M, d), those of the negative prompts, and both pooled, (B, c). Each row is repeated
         per picture; the negative ones are None without guidance. Where there is no negative prompt, they are zeros if the checkpoint wants that.
         """
         device = device or self.device
         dtype = self.unet.dtype if self.text_encoder_2 is None else self.text_encoder_2.dtype
+        read = [(self.tokenizer, (prompt, negative_prompt)), (self.tokenizer_2, (prompt_2 or prompt, negative_prompt_2 or negative_prompt))]
+        read = [(words, prompts) for words, prompts in read if words is not None]
+        windows = self.windows(read, prompt_embeds) if prompt_syntax == "weighted" else 0
         if prompt_embeds is None:
-            prompt_embeds, pooled = self._encode([prompt, prompt_2 or prompt], ("prompt", "prompt_2"), device, clip_skip=clip_skip or 0)
+            options = {"clip_skip": clip_skip or 0, "windows": windows}
+            prompt_embeds, pooled = self._encode([prompt, prompt_2 or prompt], ("prompt", "prompt_2"), device, **options)
             pooled_prompt_embeds = pooled if pooled_prompt_embeds is None else pooled_prompt_embeds
         if pooled_prompt_embeds is None:
             raise InputError("There is no pooled prompt.", where="text_encoder_2", expected="an encoder with a projection, or embeddings")
@@ -220,7 +224,7 @@ class PromptedXL(PromptedUNet):
             negative = negative_prompt or ""
             texts, names = [negative, negative_prompt_2 or negative], ("negative_prompt", "negative_prompt_2")
             # layers are never skipped here: checkpoints are used so
-            negative_prompt_embeds, pooled = self._encode(texts, names, device, rows=rows, length=length, warn=False)
+            negative_prompt_embeds, pooled = self._encode(texts, names, device, rows=rows, length=length, warn=False, windows=windows)
             negative_pooled_prompt_embeds = pooled if negative_pooled_prompt_embeds is None else negative_pooled_prompt_embeds
         found = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         return tuple(x if x is None else x.to(device, dtype).repeat_interleave(num_images_per_prompt, 0) for x in found)  # type: ignore[return-value]
@@ -244,7 +248,7 @@ class PromptedXL(PromptedUNet):
         return torch.cat([states for states, _ in found], -1), next((pooled for _, pooled in found if pooled is not None), None)
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
-        names = "prompt prompt_2 num_images_per_prompt negative_prompt negative_prompt_2 clip_skip"
+        names = "prompt prompt_2 num_images_per_prompt negative_prompt negative_prompt_2 clip_skip prompt_syntax"
         given = {name: getattr(inputs, name) for name in f"{names} {_EMBEDS}".split()}
         found = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative)
         positive, negative = (

@@ -320,8 +320,9 @@ class KarrasScheduler(Scheduler):
 
     def limit(self, x0: Tensor) -> Tensor:
         """A predicted x0, limited as configured: clipped, or dynamically thresholded (Saharia et al. 2022, sec. 2.3), or as it is."""
-        if not self._option("thresholding"):
-            bound = self._option("clip_sample") and self.config.clip_sample_range
+        thresholding, clip = self._once("limits", lambda: (self._option("thresholding"), self._option("clip_sample")))
+        if not thresholding:
+            bound = clip and self.config.clip_sample_range
             return x0.clamp(-bound, bound) if bound else x0
         rows = (x0 if x0.dtype in (torch.float32, torch.float64) else x0.float()).flatten(1)
         bound = rows.abs().quantile(self.config.dynamic_thresholding_ratio, dim=1, keepdim=True).clamp(1, self.config.sample_max_value)

@@ -34,6 +34,12 @@ class PNDMScheduler(KarrasScheduler, accuracy="2-4", paper="Liu et al. 2022"):
     cur_model_output: Any = 0.0
     _history = ("ets", "counter", "cur_sample", "cur_model_output")
 
+    def _assemble(self, config: Any) -> None:
+        self._moves: dict[
+            tuple[int, int], tuple[Tensor, ...]
+        ] = {}  # between timesteps of the table, which never changes: copies share them
+        super()._assemble(config)
+
     def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """Lay out a run of `num_inference_steps` steps, at least 4 of them if it starts with Runge-Kutta."""
         n = self._steps(num_inference_steps)
@@ -78,7 +84,11 @@ class PNDMScheduler(KarrasScheduler, accuracy="2-4", paper="Liu et al. 2022"):
 
     def _transfer(self, x: Tensor, t: int, t_prev: int, out: Tensor) -> Tensor:
         """x along its eps from one timestep to another (Liu et al. 2022, eq. 9, with a difference of roots turned into a sum)."""
-        bar, bar_prev = self._bar(t), self._bar(t_prev)
-        alpha, sigma, keep, sigma_prev, product = roots(bar, 1 - bar, bar_prev / bar, 1 - bar_prev, bar * (1 - bar) * bar_prev)
-        gain, divisor = torch.tensor(float(bar_prev - bar)), sigma_prev * float(bar) + product
+        if (weights := self._moves.get((t, t_prev))) is None:
+            weights = self._moves[t, t_prev] = self._move(self._bar(t), self._bar(t_prev))
+        alpha, sigma, keep, gain, divisor = weights
         return keep * x - gain * EPS[self.config.prediction_type](out, x, alpha, sigma) / divisor
+
+    def _move(self, bar: np.float32, bar_prev: np.float32) -> tuple[Tensor, ...]:
+        alpha, sigma, keep, sigma_prev, product = roots(bar, 1 - bar, bar_prev / bar, 1 - bar_prev, bar * (1 - bar) * bar_prev)
+        return alpha, sigma, keep, torch.tensor(float(bar_prev - bar)), sigma_prev * float(bar) + product
