@@ -79,24 +79,23 @@ def unet_names(names: Iterable[str]) -> dict[str, str]:
     def add(resnet: str, original: str) -> None:
         modules.update({f"{resnet}.{ours}": f"{original}.{theirs}" for ours, theirs in UNET_RESNET.items()})
 
-    number = 1
-    for level in range(count(tree, "down_blocks")):
-        block = f"down_blocks.{level}"
+    def level(block: str, original: str, number: int) -> int:
         for i in range(count(tree, f"{block}.resnets")):
-            add(f"{block}.resnets.{i}", f"input_blocks.{number}.0")
-            modules[f"{block}.attentions.{i}"] = f"input_blocks.{number}.1"
-            number += 1
-        modules[f"{block}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
+            add(f"{block}.resnets.{i}", f"{original}.{number + i}.0")
+            modules[f"{block}.attentions.{i}"] = f"{original}.{number + i}.1"
+        return number + count(tree, f"{block}.resnets")
+
+    number = 1
+    for i in range(count(tree, "down_blocks")):
+        number = level(f"down_blocks.{i}", "input_blocks", number)
+        modules[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
         number += 1
     add("mid_block.resnets.0", "middle_block.0")
     add("mid_block.resnets.1", f"middle_block.{2 if 'mid_block.attentions' in tree else 1}")
     number = 0
-    for level in range(count(tree, "up_blocks")):
-        block = f"up_blocks.{level}"
-        for i in range(count(tree, f"{block}.resnets")):
-            add(f"{block}.resnets.{i}", f"output_blocks.{number}.0")
-            modules[f"{block}.attentions.{i}"] = f"output_blocks.{number}.1"
-            number += 1
+    for i in range(count(tree, "up_blocks")):
+        block = f"up_blocks.{i}"
+        number = level(block, "output_blocks", number)
         modules[f"{block}.upsamplers.0.conv"] = f"output_blocks.{number - 1}.{2 if f'{block}.attentions' in tree else 1}.conv"
     return _originals(names, modules)
 
