@@ -18,7 +18,7 @@ from darkroom._public import NAMES  # noqa: E402
 
 __all__ = ["stubs"]
 
-HEADER = "# Written by scripts/stubs.py.\n"
+HEADER = '# Written by scripts/stubs.py.\n# mypy: disable-error-code="override,assignment"\n'
 HOMES = {  # where the names in annotations of calls come from
     "Any": "typing", "Callable": "collections.abc", "Generator": "torch", "Guidance": "..core.types", "Mapping": "collections.abc",
     "Sequence": "collections.abc", "Tensor": "torch",

@@ -1,4 +1,5 @@
 # Written by scripts/stubs.py.
+# mypy: disable-error-code="override,assignment"
 from .auto import AutoPipelineForImage2Image as AutoPipelineForImage2Image
 from .auto import AutoPipelineForImage2Video as AutoPipelineForImage2Video
 from .auto import AutoPipelineForInpainting as AutoPipelineForInpainting
@@ -21,9 +22,15 @@ from .core.guidance import SAG as SAG
 from .core.guidance import SEG as SEG
 from .core.guidance import SLG as SLG
 from .core.guidance import TCFG as TCFG
+from .core.tasks import Depth2Image as Depth2Image
+from .core.tasks import Edit as Edit
 from .core.tasks import Image2Image as Image2Image
 from .core.tasks import Inpaint as Inpaint
+from .core.tasks import LatentUpscale as LatentUpscale
+from .core.tasks import Panorama as Panorama
 from .core.tasks import Text2Image as Text2Image
+from .core.tasks import Upscale as Upscale
+from .core.tasks import Variation as Variation
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DarkroomError as DarkroomError
@@ -56,6 +63,14 @@ from .families.stable_diffusion import StableDiffusionPAGInpaintPipeline as Stab
 from .families.stable_diffusion import StableDiffusionPAGPipeline as StableDiffusionPAGPipeline
 from .families.stable_diffusion import StableDiffusionPipeline as StableDiffusionPipeline
 from .families.stable_diffusion import StableDiffusionSAGPipeline as StableDiffusionSAGPipeline
+from .families.stable_diffusion_variants import LatentConsistencyModelImg2ImgPipeline as LatentConsistencyModelImg2ImgPipeline
+from .families.stable_diffusion_variants import LatentConsistencyModelPipeline as LatentConsistencyModelPipeline
+from .families.stable_diffusion_variants import StableDiffusionDepth2ImgPipeline as StableDiffusionDepth2ImgPipeline
+from .families.stable_diffusion_variants import StableDiffusionImageVariationPipeline as StableDiffusionImageVariationPipeline
+from .families.stable_diffusion_variants import StableDiffusionInstructPix2PixPipeline as StableDiffusionInstructPix2PixPipeline
+from .families.stable_diffusion_variants import StableDiffusionLatentUpscalePipeline as StableDiffusionLatentUpscalePipeline
+from .families.stable_diffusion_variants import StableDiffusionPanoramaPipeline as StableDiffusionPanoramaPipeline
+from .families.stable_diffusion_variants import StableDiffusionUpscalePipeline as StableDiffusionUpscalePipeline
 from .families.stable_diffusion_xl import StableDiffusionXLImg2ImgPipeline as StableDiffusionXLImg2ImgPipeline
 from .families.stable_diffusion_xl import StableDiffusionXLInpaintPipeline as StableDiffusionXLInpaintPipeline
 from .families.stable_diffusion_xl import StableDiffusionXLInstructPix2PixPipeline as StableDiffusionXLInstructPix2PixPipeline

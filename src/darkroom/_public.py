@@ -10,7 +10,7 @@ _BY_MODULE = {
     "auto": """AutoPipelineForImage2Image AutoPipelineForImage2Video AutoPipelineForInpainting AutoPipelineForText2Image
         AutoPipelineForText2Video AutoPipelineForVideo2Video pipelines""",
     "core.guidance": "APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG InstructCFG MagnitudeAware NAG PAG SAG SEG SLG TCFG",
-    "core.tasks": "Image2Image Inpaint Text2Image",
+    "core.tasks": "Depth2Image Edit Image2Image Inpaint LatentUpscale Panorama Text2Image Upscale Variation",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
     "families.class_conditional": "ConsistencyModelPipeline DiTPipeline",
     "families.controlled": """StableDiffusionAdapterPipeline StableDiffusionControlNetImg2ImgPipeline
@@ -23,6 +23,9 @@ _BY_MODULE = {
     "families.latent_diffusion": "LDMPipeline LDMSuperResolutionPipeline LDMTextToImagePipeline",
     "families.stable_diffusion": """StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline StableDiffusionPAGImg2ImgPipeline
         StableDiffusionPAGInpaintPipeline StableDiffusionPAGPipeline StableDiffusionPipeline StableDiffusionSAGPipeline""",
+    "families.stable_diffusion_variants": """LatentConsistencyModelImg2ImgPipeline LatentConsistencyModelPipeline
+        StableDiffusionDepth2ImgPipeline StableDiffusionImageVariationPipeline StableDiffusionInstructPix2PixPipeline
+        StableDiffusionLatentUpscalePipeline StableDiffusionPanoramaPipeline StableDiffusionUpscalePipeline""",
     "families.stable_diffusion_xl": """StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
         StableDiffusionXLInstructPix2PixPipeline StableDiffusionXLPAGImg2ImgPipeline StableDiffusionXLPAGInpaintPipeline
         StableDiffusionXLPAGPipeline StableDiffusionXLPipeline""",

@@ -124,6 +124,10 @@ class Family(DiffusionPipeline):
         """Keyword arguments for those schedulers whose `step` takes them."""
         return {"generator": run.inputs.generator}
 
+    def schedule_options(self, run: Run) -> dict[str, Any]:
+        """Further keyword arguments of the scheduler's `set_timesteps`; None is not passed."""
+        return {}
+
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
         """What a callback may read and replace, by public name."""
         return {"latents": run.x, **run.tensors}
@@ -135,7 +139,15 @@ class Family(DiffusionPipeline):
     def decode(self, run: Run) -> dict[str, Any]:
         """The fields of the output, from the final latents."""
         latent = run.inputs.output_type == "latent"
-        return {"images": run.x if latent else self.to_images(self.codec.decode(self, run.x), run)}
+        return {"images": self.result(run) if latent else self.to_images(self.pixels(run), run)}
+
+    def result(self, run: Run) -> Tensor:
+        """The latents of the result."""
+        return run.x
+
+    def pixels(self, run: Run) -> Tensor:
+        """The result as pictures (B, 3, fH, fW) in [-1, 1]."""
+        return self.codec.decode(self, self.result(run))
 
     def to_images(self, pixels: Tensor, run: Run) -> Any:
         return self.task.finish(tensor_to_images(pixels, run.inputs.output_type), run)
@@ -157,12 +169,13 @@ class Family(DiffusionPipeline):
         """Set the run's scheduler to the timesteps that the inputs ask for: (steps,)."""
         inputs, scheduler = run.inputs, run.scheduler
         custom = {n: v for n in ("timesteps", "sigmas") if (v := getattr(inputs, n, None)) is not None}
+        options = {n: v for n, v in self.schedule_options(run).items() if v is not None}
         if len(custom) > 1:
             raise InputError("Timesteps are given twice.", where="timesteps, sigmas", expected="one of the two")
-        for name in custom.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
+        for name in (custom | options).keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
             got, expected = type(scheduler).__name__, "one whose set_timesteps has this argument, such as EulerDiscreteScheduler"
             raise InputError("This scheduler takes no schedule of one's own.", where=name, got=got, expected=expected)
-        scheduler.set_timesteps(*(() if custom else (inputs.num_inference_steps,)), **custom, device=self.device)
+        scheduler.set_timesteps(*(() if custom else (inputs.num_inference_steps,)), **custom, **options, device=self.device)
         run.steps = len(scheduler.timesteps) if custom else inputs.num_inference_steps
         return scheduler.timesteps
 
@@ -231,6 +244,7 @@ class RunView:
         run, plain = self._run, name.removeprefix("_")
         own = {"interrupt": (run, "stop"), "scheduler": (run, "scheduler")}
         own |= {f"guidance_{part}": (self._guidance, part) for part in ("scale", "rescale")}
+        own |= {"image_guidance_scale": (self._guidance, "image_scale")} if hasattr(self._guidance, "image_scale") else {}
         return own.get(plain) or ((run.inputs, plain) if plain in type(run.inputs).__dataclass_fields__ else (self._pipe, name))
 
     def __getattr__(self, name: str) -> Any:

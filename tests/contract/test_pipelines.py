@@ -25,7 +25,10 @@ CLASSES = sorted(
 def folder(tmp_path_factory):
     @cache
     def write(kind: str) -> Path:
-        return getattr(controls if kind in controls.__all__ else tiny, kind)(tmp_path_factory.mktemp(kind))
+        path = tmp_path_factory.mktemp(kind)
+        if kind in tiny.NEIGHBOURS:
+            return tiny.neighbour(path, kind)
+        return getattr(controls if kind in controls.__all__ else tiny, kind)(path)
 
     return write
 
@@ -37,7 +40,8 @@ def pipe(request, folder):
     kind = "sd" if "text_encoder_2" not in parts else "sdxl_edit" if cls.task.name == "edit" else "sdxl"
     steered = [name for name in ("controlnet", "adapter") if name in parts]
     steered = ["union" if "Union" in str(parts[name]) else name for name in steered]
-    made = cls.from_pretrained(folder(tiny.KINDS.get(cls.__name__, "_".join([kind, *steered]))))
+    other = cls.__name__ if cls.__name__ in tiny.NEIGHBOURS else "_".join([kind, *steered])
+    made = cls.from_pretrained(folder(tiny.KINDS.get(cls.__name__, other)))
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -52,7 +56,11 @@ def call(pipe: Any, seed: Any = 0, **changes: Any) -> Any:
     area = Image.new("L", (32, 32))
     area.paste(255, (8, 8, 24, 24))
     possible = {"prompt": "the red cat", "image": picture(), "mask_image": area, "control_image": picture(), "control_mode": 1}
-    possible |= {"class_labels": [3], "num_frames": 2, **({"height": 32, "width": 32} if "num_frames" in names else {})}
+    possible |= {
+        "class_labels": [3],
+        "num_frames": 2,
+        **({"height": 32, "width": 32} if "num_frames" in names or pipe.task.name == "panorama" else {}),
+    }
     seen = pipe.task.name != "text2image" or pipe.control is not None
     arguments = {k: v for k, v in possible.items() if k in names and (k != "image" or seen)}
     arguments |= {"strength": 0.8} if pipe.task.name == "image2image" else {}

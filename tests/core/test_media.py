@@ -73,6 +73,16 @@ def test_fill_and_crop(resize_mode, size, crop):
         same(ours, reference.preprocess(image, height, width, resize_mode, crop))
 
 
+@pytest.mark.parametrize("size", PICTURES)
+def test_bicubic(size):
+    image, reference = picture(*size), Reference(resample="bicubic")
+    for height, width in SIZES:
+        ours = media.image_to_tensor(image, height=height, width=width, resize_mode="bicubic")
+        same(ours, reference.preprocess(image, height, width))
+    values = array(48, 40, 3)
+    same(media.image_to_tensor(values, resize_mode="bicubic"), media.image_to_tensor(values))
+
+
 @pytest.mark.parametrize("factor,height,width", [(8, *s) for s in SIZES] + [(1, None, None), (1, 50, 33), (16, None, 50)])
 @pytest.mark.parametrize(
     "image",
@@ -337,7 +347,7 @@ def test_more_refusals():
         media.tensor_to_images(x[0])
     with pytest.raises(InputError, match="no pictures"):
         media.tensor_to_images(torch.zeros(1, 5, 4, 4))
-    with pytest.raises(InputError, match="default, fill, crop"):
+    with pytest.raises(InputError, match="default, bicubic, fill, crop"):
         media.image_to_tensor(image, resize_mode="stretch")
     with pytest.raises(InputError, match="Only PIL"):
         media.image_to_tensor(x, crop=(0, 0, 8, 8))

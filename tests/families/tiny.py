@@ -17,7 +17,21 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-__all__ = ["KINDS", "consistency", "ddpm", "dit", "ldm", "ldm_text", "repaint", "sd", "sdxl", "sdxl_edit", "super_resolution", "svd"]
+__all__ = [
+    "KINDS",
+    "consistency",
+    "ddpm",
+    "dit",
+    "ldm",
+    "ldm_text",
+    "neighbour",
+    "repaint",
+    "sd",
+    "sdxl",
+    "sdxl_edit",
+    "super_resolution",
+    "svd",
+]
 
 KINDS = {  # pipelines that are none of Stable Diffusion -> the function that writes their checkpoint
     "ConsistencyModelPipeline": "consistency",
@@ -68,6 +82,7 @@ def sd(
     scheduler: str = "DDIMScheduler",
     safety_checker: bool = False,
     time_cond_proj_dim: int | None = None,
+    vae_levels: int = 2,
     seed: int = 0,
     **unet_options: Any,
 ) -> Path:
@@ -95,9 +110,9 @@ def sd(
         }
     )
     vae = diffusers.AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, *(16,) * (vae_levels - 2), 32) if vae_levels > 2 else (16, 32),
+        down_block_types=("DownEncoderBlock2D",) * vae_levels,
+        up_block_types=("UpDecoderBlock2D",) * vae_levels,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -374,3 +389,68 @@ def svd(folder: Path | str, *, seed: int = 0) -> Path:
     )
     parts = {"vae": vae, "image_encoder": CLIPVisionModelWithProjection(vision), "unet": unet, "scheduler": scheduler}
     return written(diffusers.StableVideoDiffusionPipeline(**parts, feature_extractor=CLIPImageProcessor()), folder)
+
+
+# ---- neighbours of Stable Diffusion, by the reference's classes: what their networks have of their own
+K_BLOCKS = dict(
+    in_channels=8,
+    out_channels=5,
+    block_out_channels=(32, 32),
+    down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
+    up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+    mid_block_type=None,
+    norm_num_groups=None,
+    time_embedding_type="fourier",
+    time_embedding_dim=32,
+    timestep_post_act="gelu",
+    act_fn="gelu",
+    attention_head_dim=16,
+    conv_in_kernel=1,
+    conv_out_kernel=1,
+    resnet_time_scale_shift="scale_shift",
+    layers_per_block=2,
+    time_cond_proj_dim=128 + 32,
+)
+NEIGHBOURS: dict[str, dict[str, Any]] = {
+    "StableDiffusionDepth2ImgPipeline": dict(in_channels=5),
+    "StableDiffusionUpscalePipeline": dict(in_channels=7, num_class_embeds=351),
+    "StableDiffusionLatentUpscalePipeline": dict(K_BLOCKS, scheduler="EulerDiscreteScheduler", prediction_type="sample"),
+    "StableDiffusionImageVariationPipeline": {},
+    "StableDiffusionInstructPix2PixPipeline": dict(in_channels=8),
+    "LatentConsistencyModelPipeline": dict(time_cond_proj_dim=16, scheduler="LCMScheduler"),
+    "LatentConsistencyModelImg2ImgPipeline": dict(time_cond_proj_dim=16, scheduler="LCMScheduler"),
+    "StableDiffusionPanoramaPipeline": {},
+}
+
+
+def neighbour(folder: Path | str, name: str, **options: Any) -> Path:
+    """A checkpoint of the class `name` of the reference, with the parts of `sd` and its own. Options are those of `sd`."""
+    from transformers import CLIPVisionModelWithProjection, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    folder = Path(folder)
+    path = sd(folder / "parts", **{**NEIGHBOURS[name], **options})
+    parts = diffusers.StableDiffusionPipeline.from_pretrained(path, requires_safety_checker=False).components
+    kind = getattr(diffusers, name)
+    takes = inspect.signature(kind.__init__).parameters
+    size = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
+    own: dict[str, Any] = {}
+    if "depth_estimator" in takes:
+        depth = DPTConfig(
+            **size,
+            image_size=32,
+            patch_size=8,
+            is_hybrid=False,
+            neck_hidden_sizes=[16] * 4,
+            fusion_hidden_size=16,
+            backbone_out_indices=[0, 1, 2, 3],
+        )
+        own["depth_estimator"] = DPTForDepthEstimation(depth)
+        own["feature_extractor"] = DPTImageProcessor(size={"height": 32, "width": 32})
+    if "low_res_scheduler" in takes:
+        own["low_res_scheduler"] = diffusers.DDPMScheduler()
+    if "image_encoder" in takes and takes["image_encoder"].default is inspect.Parameter.empty:
+        own["image_encoder"] = CLIPVisionModelWithProjection(CLIPVisionConfig(**size, image_size=32, patch_size=8, projection_dim=32))
+        own["feature_extractor"] = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    own |= {"requires_safety_checker": False} if "requires_safety_checker" in takes else {}
+    kind(**{n: c for n, c in parts.items() if n in takes} | own).save_pretrained(folder / "whole")
+    return folder / "whole"

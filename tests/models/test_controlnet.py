@@ -319,6 +319,9 @@ def test_configurations_that_mean_nothing():
         ),
         "mid": ({"mid_block_type": "NoBlock"}, "mid_block_type"),
         "widths": ({"down_block_types": ("DownBlock2D",)}, "down_block_types"),
+        "blocks": ({"down_block_types": ("KDownBlock2D", "KCrossAttnDownBlock2D")}, "down_block_types"),
+        "hint": ({"addition_embed_type": "image_hint", "encoder_hid_dim": 8}, "addition_embed_type"),
+        "states": ({"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 8}, "encoder_hid_dim_type"),
     }.values():
         with pytest.raises(ConfigError, match=named):
             ControlNetModel(**TINY | options)

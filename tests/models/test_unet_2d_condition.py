@@ -7,6 +7,7 @@ import pytest
 import torch
 from darkroom.core.attention import eager, sdpa
 from darkroom.errors import ConfigError, InputError
+from darkroom.models.layers.attention import Conditions
 from darkroom.models.unet_2d_condition import UNet2DConditionModel
 
 diffusers = pytest.importorskip("diffusers")
@@ -30,6 +31,24 @@ THREE = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
+UPSCALER = {
+    "block_out_channels": (32, 32, 64, 64),
+    "down_block_types": ("KDownBlock2D", "KCrossAttnDownBlock2D", "KCrossAttnDownBlock2D", "KCrossAttnDownBlock2D"),
+    "up_block_types": ("KCrossAttnUpBlock2D", "KCrossAttnUpBlock2D", "KCrossAttnUpBlock2D", "KUpBlock2D"),
+    "mid_block_type": None,
+    "layers_per_block": 2,
+    "norm_num_groups": None,
+    "time_embedding_type": "fourier",
+    "time_embedding_dim": 64,
+    "timestep_post_act": "gelu",
+    "act_fn": "gelu",
+    "time_cond_proj_dim": 6,
+    "attention_head_dim": 16,
+    "conv_in_kernel": 1,
+    "conv_out_kernel": 1,
+    "in_channels": 5,
+    "resnet_time_scale_shift": "ada_group",
+}
 SDXL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 6, "projection_class_embeddings_input_dim": 44}
 CONFIGS: dict[str, dict] = {
     "plain": {},
@@ -50,6 +69,14 @@ CONFIGS: dict[str, dict] = {
     "text": {"addition_embed_type": "text", "addition_embed_type_num_heads": 4},
     "text from wide states": {"addition_embed_type": "text", "addition_embed_type_num_heads": 2, "encoder_hid_dim": 20},
     "text_proj": {"encoder_hid_dim": 20, "encoder_hid_dim_type": "text_proj"},
+    "kandinsky 2.1": {"addition_embed_type": "text_image", "encoder_hid_dim": 20, "encoder_hid_dim_type": "text_image_proj"},
+    "kandinsky 2.2": {"addition_embed_type": "image", "encoder_hid_dim": 20, "encoder_hid_dim_type": "image_proj"},
+    "kandinsky 2.2 hint": {
+        "addition_embed_type": "image_hint",
+        "encoder_hid_dim": 20,
+        "encoder_hid_dim_type": "image_proj",
+        "in_channels": 8,
+    },
     "only cross": {"only_cross_attention": True},
     "only cross somewhere": {"only_cross_attention": (True, False)},
     "simple": SIMPLE | {"resnet_skip_time_act": True, "resnet_out_scale_factor": 1.4, "resnet_time_scale_shift": "scale_shift"},
@@ -71,7 +98,9 @@ CONFIGS: dict[str, dict] = {
     "sines first": {"flip_sin_to_cos": False, "freq_shift": 1},
     "kernels": {"conv_in_kernel": 5, "conv_out_kernel": 1, "center_input_sample": True},
     "activation": {"act_fn": "gelu", "dropout": 0.1, "norm_eps": 1e-3, "out_channels": 6},
+    "latent upscaler": UPSCALER,
 }
+SIZES = {"latent upscaler": (16, 24)}  # its filters reflect at the border and need two pixels
 
 
 def pair(**options):
@@ -108,9 +137,14 @@ def inputs(batch: int = 2, size: tuple[int, int] = (8, 8), **options):
     }
     out["class_labels"] = classes.get(c.class_embed_type, rand(batch, 10))
     pooled = rand(batch, 8)
-    out["added_cond_kwargs"] = {None: {}, "text": {}, "text_time": {"text_embeds": pooled, "time_ids": rand(batch, 6) * 100}}[
-        c.addition_embed_type
-    ]
+    out["added_cond_kwargs"] = {
+        None: {},
+        "text": {},
+        "text_time": {"text_embeds": pooled, "time_ids": rand(batch, 6) * 100},
+        "text_image": {"text_embeds": rand(batch, 12), "image_embeds": rand(batch, 12)},
+        "image": {"image_embeds": rand(batch, 20)},
+        "image_hint": {"image_embeds": rand(batch, 20), "hint": rand(batch, 3, 8 * size[0], 8 * size[1])},
+    }[c.addition_embed_type]
     return out
 
 
@@ -133,7 +167,7 @@ def test_every_key_order_and_default_is_the_references():
 def test_same_numbers(name):
     options = CONFIGS[name]
     reference, ours = pair(**options)
-    arguments = inputs(**options)
+    arguments = inputs(size=SIZES.get(name, (8, 8)), **options)
     assert_same(ours(**arguments).sample, reference(**arguments).sample)
 
 
@@ -254,12 +288,12 @@ def test_sites_are_the_dotted_names_of_the_layers():
     assert len(sites) == 2 * (1 + 1 + 2)
 
 
-@pytest.mark.parametrize("name", ["plain", "simple", "self attention"])
+@pytest.mark.parametrize("name", ["plain", "simple", "self attention", "latent upscaler"])
 @torch.no_grad()
 def test_attend_reaches_every_layer(name):
     options = CONFIGS[name]
     _, ours = pair(**options)
-    arguments = inputs(**options)
+    arguments = inputs(size=SIZES.get(name, (8, 8)), **options)
     seen = []
 
     def watch(q, k, v, *, mask=None, site=""):
@@ -268,7 +302,8 @@ def test_attend_reaches_every_layer(name):
         return eager(q, k, v, mask=mask, site=site)
 
     plain = ours(**arguments).sample
-    assert_same(ours(**arguments, attend=watch).sample, plain)
+    size = plain.abs().max() if name in SIZES else 1  # the upscaler's numbers are in the tens
+    assert_same(ours(**arguments, attend=watch).sample / size, plain / size)
     layers = {name for name, m in ours.named_modules() if hasattr(m, "site")}
     assert set(seen) == layers and len(seen) == len(layers)
     zero = ours(**arguments, attend=lambda q, k, v, *, mask=None, site="": torch.zeros_like(q)).sample
@@ -279,6 +314,27 @@ def test_attend_reaches_every_layer(name):
     assert set(seen) == layers
     ours.set_attention_backend("native")
     assert ours.attend is sdpa
+
+
+@torch.no_grad()
+def test_dual_attention_mixes_two_transformers():
+    reference = diffusers.UNet2DConditionModel(**TINY, dual_cross_attention=True)
+    ours = UNet2DConditionModel(**TINY, dual_cross_attention=True)
+    assert set(ours.state_dict()) == set(reference.state_dict())
+    ours.load_state_dict(reference.state_dict())
+    # the reference's whole network cannot be called so: its blocks pass a mask that the layer does not take
+    x, context = torch.randn(2, 16, 4, 4), torch.randn(2, 77 + 257, 12)
+    mine = ours.down_blocks[0].attentions[0](x, Conditions(torch.zeros(2, 64), context))
+    assert_same(mine, reference.down_blocks[0].attentions[0](x, encoder_hidden_states=context).sample)
+    assert ours(torch.randn(2, 4, 8, 8), 3, context).sample.shape == (2, 4, 8, 8)
+    with pytest.raises(InputError, match="334"):
+        ours(torch.randn(2, 4, 8, 8), 3, context[:, :77])
+
+
+@pytest.mark.parametrize("name", ["kandinsky 2.1", "kandinsky 2.2 hint", "latent upscaler"])
+def test_a_call_for_inspection_has_the_shapes_that_the_network_takes(name):
+    ours = UNet2DConditionModel(**(TINY | CONFIGS[name]))
+    assert ours.sample_call(2, 16, 16).sample.shape == (2, 4, 16, 16)
 
 
 def test_num_attention_heads_is_the_number_of_heads():
@@ -325,12 +381,9 @@ def test_unknown_attention_options_are_named_once(caplog):
         ("down_block_types", {"down_block_types": ("DownBlock2D",)}),
         ("up_block_types", {"up_block_types": ("UpBlock2D",) * 3}),
         ("down_block_types", {"down_block_types": ("SkipDownBlock2D", "DownBlock2D")}),
-        ("down_block_types", {"down_block_types": ("KDownBlock2D", "KCrossAttnDownBlock2D")}),
         ("down_block_types", {"cross_attention_dim": None}),
         ("mid_block_type", {"mid_block_type": "MidBlock"}),
-        ("dual_cross_attention", {"dual_cross_attention": True}),
-        ("encoder_hid_dim_type", {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 3}),
-        ("addition_embed_type", {"addition_embed_type": "image"}),
+        ("encoder_hid_dim", {"addition_embed_type": "image"}),
         ("attention_head_dim", {"attention_head_dim": (2, 2, 2)}),
         ("layers_per_block", {"layers_per_block": (1,)}),
         ("only_cross_attention", {"only_cross_attention": (True,)}),
@@ -372,6 +425,9 @@ def test_options_that_mean_nothing(field, options):
         ("timestep_cond", {}, {"timestep_cond": torch.zeros(2, 6)}),
         ("class_labels", CONFIGS["class timestep"], {"class_labels": None}),
         ("added_cond_kwargs", CONFIGS["sdxl"], {"added_cond_kwargs": None}),
+        ("added_cond_kwargs", CONFIGS["kandinsky 2.2"], {"added_cond_kwargs": {}}),
+        ("added_cond_kwargs", CONFIGS["kandinsky 2.2 hint"], {"added_cond_kwargs": {"image_embeds": torch.zeros(2, 20)}}),
+        ("added_cond_kwargs", CONFIGS["kandinsky 2.1"], {"added_cond_kwargs": None}),
         ("added_cond_kwargs", CONFIGS["sdxl"], {"added_cond_kwargs": {"text_embeds": torch.zeros(2, 8)}}),
         ("time_ids", CONFIGS["sdxl"], {"added_cond_kwargs": {"text_embeds": torch.zeros(2, 8), "time_ids": torch.zeros(2, 5)}}),
     ],

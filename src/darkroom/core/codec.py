@@ -18,10 +18,12 @@ class LatentCodec(Protocol):
 
 
 class ScaledCodec:
-    """A variational autoencoder whose latents are shifted and scaled to unit variance: z = (sample - shift) scale (Rombach et al. 2022, G)."""
+    """A variational autoencoder whose latents are shifted and scaled to unit variance: z = (sample - shift) scale (Rombach et al. 2022, G).
+    `scale` is that of its configuration if not given.
+    """
 
-    def __init__(self, component: str = "vae"):
-        self.component = component
+    def __init__(self, component: str = "vae", scale: float | None = None):
+        self.component, self.scale = component, scale
 
     def factor(self, pipe: Any) -> int:
         return 2 ** (len(getattr(pipe, self.component).config.block_out_channels) - 1)
@@ -39,13 +41,13 @@ class ScaledCodec:
         parts = zip(pixels.split(1), generator) if isinstance(generator, (list, tuple)) else [(pixels, generator)]
         z = torch.cat([vae.encode(part.to(vae.dtype)).latent_dist.sample(source) for part, source in parts]).to(pixels.dtype)
         mean, std = self._moments(vae, z)
-        return (z - mean) * vae.config.scaling_factor / std
+        return (z - mean) * (self.scale or vae.config.scaling_factor) / std
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
         vae = self.network(pipe, "decode")
         latents = latents.to(vae.dtype)
         mean, std = self._moments(vae, latents)
-        return vae.decode(latents * std / vae.config.scaling_factor + mean).sample
+        return vae.decode(latents * std / (self.scale or vae.config.scaling_factor) + mean).sample
 
     @staticmethod
     def _moments(vae: Any, like: Tensor) -> tuple[Any, Any]:

@@ -33,7 +33,7 @@ def denoise(pipe: Any, run: Run, guidance: Guidance) -> Iterator[Run]:
             return preds
 
         pred = guidance(Step(run, t, run.scheduler.scale_model_input(run.x, t), denoiser))
-        run.x = run.scheduler.step(pred, t, run.x, **options, return_dict=False)[0]
+        run.x, *run.also = run.scheduler.step(pred, t, run.x, **options, return_dict=False)
         pipe.task.after_step(pipe, run)
         yield run
 

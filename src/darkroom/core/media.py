@@ -33,7 +33,8 @@ def image_to_tensor(
         height, width: size of the result in pixels, None for the picture's own; rounded down to multiples of `factor`.
         latent_channels: tensors with this many channels are latents and are returned as they are.
         crop: a box that is cut out first (PIL images only).
-        resize_mode: "default" stretches; "fill" fits inside and extends the edges, "crop" covers and cuts (both: PIL images only).
+        resize_mode: "default" stretches, "bicubic" does so with splines; "fill" fits inside and extends the edges, "crop" covers and cuts
+            (both: PIL images only).
         where: the argument's name, for errors.
     Raises:
         InputError: another type, an empty list, mixed kinds or sizes, another number of channels, values out of range.
@@ -161,11 +162,11 @@ def overlay(mask: Image.Image, original: Image.Image, image: Image.Image, box: B
 
 
 def resize_image(image: Image.Image, height: int, width: int, mode: str = "default") -> Image.Image:
-    """A PIL image at another size, with Lanczos; see `image_to_tensor` for the modes. "fill" and "crop" give RGB."""
-    if mode not in ("default", "fill", "crop"):
-        raise InputError("No such choice.", where="resize_mode", got=mode, expected="default, fill, crop")
-    if mode == "default":
-        return image.resize((width, height), Image.Resampling.LANCZOS)
+    """A PIL image at another size, with Lanczos but for "bicubic"; see `image_to_tensor` for the modes. "fill" and "crop" give RGB."""
+    if mode not in ("default", "bicubic", "fill", "crop"):
+        raise InputError("No such choice.", where="resize_mode", got=mode, expected="default, bicubic, fill, crop")
+    if mode in ("default", "bicubic"):
+        return image.resize((width, height), Image.Resampling.LANCZOS if mode == "default" else Image.Resampling.BICUBIC)
     sizes = (width, max(image.height * width // image.width, 1)), (max(image.width * height // image.height, 1), height)
     w, h = min(sizes) if mode == "fill" else max(sizes)  # of the two that keep the aspect
     scaled = image.resize((w, h), Image.Resampling.LANCZOS)
@@ -197,7 +198,7 @@ def _read(items: list[Any], channels: int, size: Size, factor: int, crop: Box | 
         sides = _sides(size, items[0].size[::-1], factor, where)
         items = [resize_image(i, *sides, mode).convert("L" if channels == 1 else "RGB") for i in items]  # palettes stay at their colours
         items = [np.array(i, np.float32) / 255 for i in items]
-    elif crop or mode != "default":
+    elif crop or mode in ("fill", "crop"):
         raise InputError("Only PIL images are cropped or filled.", where=where, got=_describe(items[0]), fix="Resize it first.")
     x = _stack([_rows(i, channels, where) for i in items], where)
     x = F.interpolate(x, _sides(size, x.shape[-2:], factor, where))

@@ -55,6 +55,7 @@ class Run:
     x: Tensor = None  # type: ignore[assignment]  # latents (B, C, H, W), set by Task.start
     timesteps: Tensor = None  # type: ignore[assignment]  # (steps,), set by Task.start
     tensors: dict[str, Any] = field(default_factory=dict)  # what a task and a control keep from start to end, by public name
+    also: list[Any] = field(default_factory=list)  # what the last step gave beside the latents, as the scheduler orders it
     steps: int = 0  # of the whole schedule, set with the timesteps
     index: int = 0
     stop: bool = False

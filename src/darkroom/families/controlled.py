@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from ..core.control import ControlNets, T2IAdapters
 from ..core.guidance import PAG
-from ..core.tasks import Image2Image, Inpaint, Text2Image
-from ..core.tasks.image2image import from_strength
-from ..core.types import Run
+from ..core.tasks import Inpaint, Text2Image
+from ..core.tasks.image2image import GoOn
 from ..family import Family
 from .stable_diffusion import StableDiffusion, StableDiffusionPipelineOutput
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from ..schedulers.base import Scheduler
 
 __all__ = [
-    "GoOn", "StableDiffusionAdapterPipeline", "StableDiffusionAdapterPipelineOutput", "StableDiffusionControlNet",
+    "StableDiffusionAdapterPipeline", "StableDiffusionAdapterPipelineOutput", "StableDiffusionControlNet",
     "StableDiffusionControlNetImg2ImgPipeline", "StableDiffusionControlNetInpaintPipeline", "StableDiffusionControlNetPAGInpaintPipeline",
     "StableDiffusionControlNetPAGPipeline", "StableDiffusionControlNetPipeline", "WithAdapter", "WithControlNet",
 ]  # fmt: skip
@@ -34,16 +33,6 @@ _INPAINT = "prompt image mask_image control_image height width padding_mask_crop
 @dataclass
 class StableDiffusionAdapterPipelineOutput(StableDiffusionPipelineOutput):
     """The same fields under the name that this pipeline's programs know."""
-
-
-class GoOn(Image2Image):
-    """Image to image in which `latents`, if there are any, are the noisy picture to go on from."""
-
-    def start(self, pipe: Any, run: Run) -> None:
-        if run.inputs.latents is None:
-            return super().start(pipe, run)
-        run.timesteps = from_strength(pipe, run, run.inputs.strength)
-        run.x = run.inputs.latents.to(pipe.device, pipe.run_dtype(run))
 
 
 class WithControlNet(Family):

@@ -1,12 +1,11 @@
 # Written by scripts/stubs.py.
+# mypy: disable-error-code="override,assignment"
 from collections.abc import Callable
 from torch import Generator
 from ..core.types import Guidance
 from torch import Tensor
 from dataclasses import dataclass
 from typing import Any
-from ..core.tasks import Image2Image
-from ..core.types import Run
 from ..family import Family
 from .stable_diffusion import StableDiffusion, StableDiffusionPipelineOutput
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
@@ -18,10 +17,6 @@ from ..schedulers.base import Scheduler
 @dataclass
 class StableDiffusionAdapterPipelineOutput(StableDiffusionPipelineOutput):
     ...
-class GoOn(Image2Image):
-
-    def start(self, pipe: Any, run: Run) -> None:
-        ...
 class WithControlNet(Family):
     controlnet: ControlNetModel | MultiControlNetModel
     scheduler: Scheduler

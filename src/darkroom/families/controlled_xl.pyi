@@ -1,4 +1,5 @@
 # Written by scripts/stubs.py.
+# mypy: disable-error-code="override,assignment"
 from collections.abc import Callable
 from torch import Generator
 from ..core.types import Guidance

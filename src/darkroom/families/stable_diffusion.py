@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 from ..core.codec import ScaledCodec
-from ..core.guidance import PAG, SAG
+from ..core.guidance import PAG, SAG, InstructCFG
 from ..core.inputs import field
 from ..core.media import tensor_to_images
 from ..core.tasks import Image2Image, Inpaint, Text2Image
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from ..schedulers.base import Scheduler
 
 __all__ = [
-    "StableDiffusion", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionPAGImg2ImgPipeline",
-    "StableDiffusionPAGInpaintPipeline", "StableDiffusionPAGPipeline", "StableDiffusionPipeline", "StableDiffusionPipelineOutput",
-    "StableDiffusionSAGPipeline",
+    "Checked", "Edited", "LatentText", "LatentUNet", "PromptInputs", "PromptedUNet", "StableDiffusion", "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline", "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline",
+    "StableDiffusionPAGPipeline", "StableDiffusionPipeline", "StableDiffusionPipelineOutput", "StableDiffusionSAGPipeline",
 ]  # fmt: skip
 
 logger = logging.getLogger("darkroom")
@@ -67,16 +67,12 @@ _RESCALED = f"cross_attention_kwargs guidance_rescale {_END}"
 _INPAINT = "prompt image mask_image masked_image_latents height width padding_mask_crop strength num_inference_steps"
 
 
-class PromptedUNet(Family):
-    """What Stable Diffusion and its successors share: a UNet over latents, conditioned on prompts through CLIP text encoders."""
+class LatentUNet(Family):
+    """A UNet over latents, whatever it is conditioned on."""
 
-    prompts: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")  # arguments; embeddings take the place of each
-    public: ClassVar[Mapping[str, tuple[str, ...]]] = {"prompt_embeds": ("context", "negative_prompt_embeds")}  # see `named_tensors`
     codec = ScaledCodec("vae")
-    inputs = PromptInputs
     size_step = 8
     middle_site = "mid_block.attentions.0.transformer_blocks.0.attn1"
-    callback_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
     if TYPE_CHECKING:
         unet: Any
@@ -89,6 +85,37 @@ class PromptedUNet(Family):
     def guidance_distilled(self) -> bool:
         """Whether guidance is distilled into the network: there is no negative branch then."""
         return self.unet.config.time_cond_proj_dim is not None
+
+    def conditions(self, branch: Branch) -> dict[str, Any]:
+        """The arguments of the denoiser, and of a control beside it, that say what to picture."""
+        return {"encoder_hidden_states": branch.cond["context"]}
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        options = {"cross_attention_kwargs": getattr(run.inputs, "cross_attention_kwargs", None)}
+        options["timestep_cond"] = branch.cond.get("timestep_cond")
+        return self.unet(x, t, **self.conditions(branch), **options, attend=branch.attend, **self.residuals(x, t, branch, run)).sample
+
+    def step_options(self, run: Run) -> dict[str, Any]:
+        return {"eta": run.inputs.eta, "generator": run.inputs.generator}
+
+
+class Edited(LatentUNet):
+    """A mixin: the denoiser sees the latents of a picture beside its own, and guidance is by both text and picture (Brooks et al. 2023)."""
+
+    def guidance(self, inputs: Any) -> Any:
+        return InstructCFG(max(inputs.guidance_scale, 0.0), inputs.image_guidance_scale, inputs.guidance_rescale)
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        return super().denoise_once(torch.cat([x, branch.cond["image_latents"]], 1), t, branch, run)  # (B, 2C, H, W)
+
+
+class PromptedUNet(LatentUNet):
+    """What Stable Diffusion and its successors share: such a network, conditioned on prompts through CLIP text encoders."""
+
+    prompts: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")  # arguments; embeddings take the place of each
+    public: ClassVar[Mapping[str, tuple[str, ...]]] = {"prompt_embeds": ("context", "negative_prompt_embeds")}  # see `named_tensors`
+    inputs = PromptInputs
+    callback_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
     def check(self, inputs: Any) -> None:
         for name in self.prompts:
@@ -132,17 +159,6 @@ class PromptedUNet(Family):
             positive = {**positive, "timestep_cond": guidance_embedding(scales, self.unet.config.time_cond_proj_dim).to(context)}
         return Conditioning(Branch(positive, attend), None if negative is None else Branch(negative, attend))
 
-    def conditions(self, branch: Branch) -> dict[str, Any]:
-        """The arguments of the denoiser, and of a control beside it, that say what to picture."""
-        return {"encoder_hidden_states": branch.cond["context"]}
-
-    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
-        options = {"cross_attention_kwargs": run.inputs.cross_attention_kwargs, "timestep_cond": branch.cond.get("timestep_cond")}
-        return self.unet(x, t, **self.conditions(branch), **options, attend=branch.attend, **self.residuals(x, t, branch, run)).sample
-
-    def step_options(self, run: Run) -> dict[str, Any]:
-        return {"eta": run.inputs.eta, "generator": run.inputs.generator}
-
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
         """Beside the latents: each condition, negative rows first, and the negative rows alone, by the names in `public`."""
         branches = [b for b in (run.cond.negative, run.cond.positive) if b is not None]
@@ -160,7 +176,7 @@ class PromptedUNet(Family):
             run.cond = Conditioning(cond.positive.with_cond(**{key: positive}), negative)
 
 
-class StableDiffusion(PromptedUNet):
+class LatentText(PromptedUNet):
     """A UNet over 4-channel latents, conditioned on the states of a CLIP text encoder (Rombach et al. 2022)."""
 
     vae: AutoencoderKL
@@ -168,29 +184,6 @@ class StableDiffusion(PromptedUNet):
     tokenizer: CLIPTokenizer
     unet: UNet2DConditionModel
     scheduler: Scheduler
-    safety_checker: StableDiffusionSafetyChecker | None
-    feature_extractor: CLIPImageProcessor | None
-    image_encoder: CLIPVisionModelWithProjection | None
-    options: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": True}
-    family = "stable-diffusion"
-    tasks = {"mask_image": Inpaint(strength=1.0), "image": Image2Image(strength=0.8)}
-    arguments = {
-        "text2image": f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} {_RESCALED}",
-        "image2image": f"prompt image strength num_inference_steps {_PROMPT} {_EMBEDS} cross_attention_kwargs {_END}",
-        "inpaint": f"{_INPAINT} {_PROMPT} latents {_EMBEDS} cross_attention_kwargs {_END}",
-    }
-    Output = StableDiffusionPipelineOutput
-
-    def __init__(self, *args: Any, **values: Any):
-        super().__init__(*args, **values)
-        if self.safety_checker is not None and self.feature_extractor is None:
-            what, fix = "The safety checker lacks its feature extractor.", "Pass one, or go without a checker: safety_checker=None."
-            raise InputError(what, where="feature_extractor", expected="a CLIPImageProcessor", fix=fix)
-        if self.safety_checker is None and self.requires_safety_checker:
-            logger.warning(
-                f"{type(self).__name__} runs without its safety checker (safety_checker=None): its results are unfiltered. Keep to the "
-                "model's licence, and think twice before showing them to the public. requires_safety_checker=False silences this."
-            )
 
     @torch.no_grad()
     def encode_prompt(
@@ -224,10 +217,30 @@ class StableDiffusion(PromptedUNet):
         positive, negative = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative)
         return self.conditioning(inputs, {"context": positive}, None if negative is None else {"context": negative})
 
+
+class Checked(Family):
+    """A mixin: the pictures go past a safety checker, if there is one."""
+
+    safety_checker: StableDiffusionSafetyChecker | None
+    feature_extractor: CLIPImageProcessor | None
+    options: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": True}
+    Output = StableDiffusionPipelineOutput
+
+    def __init__(self, *args: Any, **values: Any):
+        super().__init__(*args, **values)
+        if self.safety_checker is not None and self.feature_extractor is None:
+            what, fix = "The safety checker lacks its feature extractor.", "Pass one, or go without a checker: safety_checker=None."
+            raise InputError(what, where="feature_extractor", expected="a CLIPImageProcessor", fix=fix)
+        if self.safety_checker is None and self.requires_safety_checker:
+            logger.warning(
+                f"{type(self).__name__} runs without its safety checker (safety_checker=None): its results are unfiltered. Keep to the "
+                "model's licence, and think twice before showing them to the public. requires_safety_checker=False silences this."
+            )
+
     def decode(self, run: Run) -> dict[str, Any]:
         if run.inputs.output_type == "latent":
-            return {"images": run.x, "nsfw_content_detected": None}
-        pixels = self.codec.decode(self, run.x)
+            return {"images": self.result(run), "nsfw_content_detected": None}
+        pixels = self.pixels(run)
         pixels, flagged = self.run_safety_checker(pixels, pixels.device, pixels.dtype)
         return {"images": self.to_images(pixels, run), "nsfw_content_detected": flagged}
 
@@ -238,6 +251,19 @@ class StableDiffusion(PromptedUNet):
         seen = self.feature_extractor(tensor_to_images(image), return_tensors="pt").pixel_values.to(device, dtype)
         checked, flagged = self.safety_checker(clip_input=seen, images=tensor_to_images(image, "pt"))
         return checked * 2 - 1, flagged
+
+
+class StableDiffusion(Checked, LatentText):
+    """Stable Diffusion 1.x and 2.x, the base of its pipelines."""
+
+    image_encoder: CLIPVisionModelWithProjection | None
+    family = "stable-diffusion"
+    tasks = {"mask_image": Inpaint(strength=1.0), "image": Image2Image(strength=0.8)}
+    arguments = {
+        "text2image": f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} {_RESCALED}",
+        "image2image": f"prompt image strength num_inference_steps {_PROMPT} {_EMBEDS} cross_attention_kwargs {_END}",
+        "inpaint": f"{_INPAINT} {_PROMPT} latents {_EMBEDS} cross_attention_kwargs {_END}",
+    }
 
 
 class StableDiffusionPipeline(StableDiffusion):

@@ -1,4 +1,5 @@
 # Written by scripts/stubs.py.
+# mypy: disable-error-code="override,assignment"
 from collections.abc import Callable
 from torch import Generator
 from ..core.types import Guidance
@@ -34,9 +35,7 @@ class PromptInputs(CallInputs):
     cross_attention_kwargs: dict[str, Any] | None = ...
     prompt_syntax: str = ...
     clip_skip: int | None = ...
-class PromptedUNet(Family):
-    prompts: ClassVar[tuple[str, ...]] = ...
-    public: ClassVar[Mapping[str, tuple[str, ...]]] = ...
+class LatentUNet(Family):
     unet: Any
 
     @property
@@ -46,6 +45,25 @@ class PromptedUNet(Family):
     @property
     def guidance_distilled(self) -> bool:
         ...
+
+    def conditions(self, branch: Branch) -> dict[str, Any]:
+        ...
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        ...
+
+    def step_options(self, run: Run) -> dict[str, Any]:
+        ...
+class Edited(LatentUNet):
+
+    def guidance(self, inputs: Any) -> Any:
+        ...
+
+    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
+        ...
+class PromptedUNet(LatentUNet):
+    prompts: ClassVar[tuple[str, ...]] = ...
+    public: ClassVar[Mapping[str, tuple[str, ...]]] = ...
 
     def check(self, inputs: Any) -> None:
         ...
@@ -60,33 +78,17 @@ class PromptedUNet(Family):
     def conditioning(self, inputs: Any, positive: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None) -> Conditioning:
         ...
 
-    def conditions(self, branch: Branch) -> dict[str, Any]:
-        ...
-
-    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
-        ...
-
-    def step_options(self, run: Run) -> dict[str, Any]:
-        ...
-
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
         ...
 
     def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
         ...
-class StableDiffusion(PromptedUNet):
+class LatentText(PromptedUNet):
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     unet: UNet2DConditionModel
     scheduler: Scheduler
-    safety_checker: StableDiffusionSafetyChecker | None
-    feature_extractor: CLIPImageProcessor | None
-    image_encoder: CLIPVisionModelWithProjection | None
-    options: ClassVar[Mapping[str, Any]] = ...
-
-    def __init__(self, *args: Any, **values: Any):
-        ...
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | list[str] | None, device: torch.device | str | None=None, num_images_per_prompt: int=1, do_classifier_free_guidance: bool=True, negative_prompt: str | list[str] | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, lora_scale: float | None=None, clip_skip: int | None=None, prompt_syntax: str='plain') -> tuple[Tensor, Tensor | None]:
@@ -94,12 +96,21 @@ class StableDiffusion(PromptedUNet):
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
         ...
+class Checked(Family):
+    safety_checker: StableDiffusionSafetyChecker | None
+    feature_extractor: CLIPImageProcessor | None
+    options: ClassVar[Mapping[str, Any]] = ...
+
+    def __init__(self, *args: Any, **values: Any):
+        ...
 
     def decode(self, run: Run) -> dict[str, Any]:
         ...
 
     def run_safety_checker(self, image: Tensor, device: Any, dtype: torch.dtype) -> tuple[Tensor, list[bool] | None]:
         ...
+class StableDiffusion(Checked, LatentText):
+    image_encoder: CLIPVisionModelWithProjection | None
 class StableDiffusionPipeline(StableDiffusion):
 
     def __call__(self, prompt: str | list[str] | None=None, height: int | None=None, width: int | None=None, num_inference_steps: int=50, timesteps: list[int] | None=None, sigmas: list[float] | None=None, guidance_scale: float=7.5, negative_prompt: str | list[str] | None=None, num_images_per_prompt: int=1, eta: float=0.0, generator: Generator | list[Generator] | None=None, latents: Tensor | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, ip_adapter_image: Any=None, ip_adapter_image_embeds: list[Tensor] | None=None, output_type: str='pil', return_dict: bool=True, cross_attention_kwargs: dict[str, Any] | None=None, guidance_rescale: float=0.0, clip_skip: int | None=None, callback_on_step_end: Callable[..., dict[str, Any]] | None=None, callback_on_step_end_tensor_inputs: list[str]=..., *, guidance: Guidance | None=None, callback: Callable[..., None] | None=None, callback_steps: int=1, prompt_syntax: str='plain') -> Any:

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 from ..core.codec import ScaledCodec
-from ..core.guidance import PAG, InstructCFG
+from ..core.guidance import PAG
 from ..core.inputs import Inputs, field
 from ..core.media import image_to_tensor
-from ..core.tasks import Image2Image, Inpaint, Text2Image
+from ..core.tasks import Edit, Image2Image, Inpaint, Text2Image
+from ..core.tasks.conditioned import seen_latents
 from ..core.tasks.image2image import Image2ImageInputs, cutoff, from_strength
 from ..core.tasks.inpaint import InpaintInputs
-from ..core.tasks.text2image import SizeInputs, latent_size, repeat_to
+from ..core.tasks.text2image import latent_size
 from ..core.types import Branch, Conditioning, Run
-from ..errors import ConfigError, InputError, MissingDependencyError
+from ..errors import InputError, MissingDependencyError
 from ..family import ImagePipelineOutput
 from ..runtime.fork import cast_copy
 from .clip import encode_states, prompt_list
-from .stable_diffusion import PromptedUNet, PromptInputs
+from .stable_diffusion import Edited, PromptedUNet, PromptInputs
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -87,16 +88,6 @@ class XLImage2ImageInputs(Image2ImageInputs, RefinerInputs):
 class XLInpaintInputs(InpaintInputs, RefinerInputs): ...
 
 
-@dataclass(kw_only=True)
-class EditInputs(SizeInputs):
-    image: Any = field("The picture to edit: PIL, numpy (H, W, C) or tensor (C, H, W) in [0, 1], or a list.")
-
-
-@dataclass(kw_only=True)
-class InstructXLInputs(XLInputs):
-    image_guidance_scale: float = field("How closely to keep to the picture; below 1 there is no guidance.", 1.5)
-
-
 class XLImage2Image(Image2Image):
     """As `Image2Image`, or on with latents as they are: with `latents`, or with a `denoising_start` for an `image` that holds half-done ones."""
 
@@ -121,14 +112,6 @@ class XLInpaint(Inpaint):
     """As `Inpaint`; with a `denoising_start` it goes on with an `image` that holds half-done latents."""
 
     inputs = XLInpaintInputs
-
-
-class Edit(Text2Image):
-    """Start from noise, for a denoiser that sees a picture as extra channels. Random numbers: the noise."""
-
-    name = "edit"
-    pictures = ("image",)
-    inputs = EditInputs
 
 
 class UpcastCodec(ScaledCodec):
@@ -379,11 +362,10 @@ class StableDiffusionXLPAGInpaintPipeline(StableDiffusionXLRefined):
     terms = (PAG,)
 
 
-class StableDiffusionXLInstructPix2PixPipeline(PromptedXL):
+class StableDiffusionXLInstructPix2PixPipeline(Edited, PromptedXL):
     """Edit a picture by an instruction, with guidance by both (Brooks et al. 2023). A third branch has neither."""
 
     settings: ClassVar[Mapping[str, Any]] = {**PromptedXL.settings, "is_cosxl_edit": False}
-    inputs = InstructXLInputs
     family = "stable-diffusion-xl-instruct-pix2pix"
     task = Edit(num_inference_steps=100)
     arguments = {
@@ -391,27 +373,15 @@ class StableDiffusionXLInstructPix2PixPipeline(PromptedXL):
         f"{_TEXT} {_EMBEDS} {_OUT} callback callback_steps {_OPTIONS} {_SIZES}"
     }
 
-    def guidance(self, inputs: Any) -> Any:
-        return InstructCFG(inputs.guidance_scale, inputs.image_guidance_scale, inputs.guidance_rescale)
-
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
         cond, factor = super().encode(inputs, needs_negative), self.codec.factor(self)
         height, width = (side * factor for side in latent_size(self, inputs))
         picture = image_to_tensor(inputs.image, height=height, width=width, factor=factor, latent_channels=self.codec.channels(self))
         context = cond.positive.cond["context"]
-        picture = picture.to(self.device, context.dtype)
-        if picture.shape[1] == 3:
-            vae = self.codec.network(self, "encode")
-            picture = vae.encode(picture.to(vae.dtype)).latent_dist.mode().to(context.dtype)
+        picture = seen_latents(self, picture, len(context), context.dtype)
         if picture.shape[2:] != (height // factor, width // factor):
             raise InputError(
                 "Latents of another size.", where="image", got=tuple(picture.shape[2:]), expected=(height // factor, width // factor)
             )
-        if (found := self.unet.config.in_channels) != (expected := 2 * picture.shape[1]):
-            raise ConfigError("This denoiser does not see a picture.", where="in_channels", got=found, expected=expected)
-        # the networks are trained on latents that are not scaled, but for CosXL's
-        picture = repeat_to(picture, len(context), "image") * (self.vae.config.scaling_factor if self.is_cosxl_edit else 1)
+        picture = picture * (self.vae.config.scaling_factor if self.is_cosxl_edit else 1)  # of all only CosXL's are scaled
         return Conditioning(*(b and b.with_cond(image_latents=picture) for b in (cond.positive, cond.negative)))
-
-    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
-        return super().denoise_once(torch.cat([x, branch.cond["image_latents"]], 1), t, branch, run)

@@ -1,4 +1,5 @@
 # Written by scripts/stubs.py.
+# mypy: disable-error-code="override,assignment"
 from collections.abc import Callable
 from torch import Generator
 from ..core.types import Guidance
@@ -9,13 +10,12 @@ import torch
 from torch import Tensor
 from ..core.codec import ScaledCodec
 from ..core.inputs import Inputs
-from ..core.tasks import Image2Image, Inpaint, Text2Image
+from ..core.tasks import Image2Image, Inpaint
 from ..core.tasks.image2image import Image2ImageInputs
 from ..core.tasks.inpaint import InpaintInputs
-from ..core.tasks.text2image import SizeInputs
 from ..core.types import Branch, Conditioning, Run
 from ..family import ImagePipelineOutput
-from .stable_diffusion import PromptedUNet, PromptInputs
+from .stable_diffusion import Edited, PromptedUNet, PromptInputs
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 from ..models.autoencoder_kl import AutoencoderKL
 from ..models.unet_2d_condition import UNet2DConditionModel
@@ -48,12 +48,6 @@ class XLImage2ImageInputs(Image2ImageInputs, RefinerInputs):
 @dataclass(kw_only=True)
 class XLInpaintInputs(InpaintInputs, RefinerInputs):
     ...
-@dataclass(kw_only=True)
-class EditInputs(SizeInputs):
-    image: Any = ...
-@dataclass(kw_only=True)
-class InstructXLInputs(XLInputs):
-    image_guidance_scale: float = ...
 class XLImage2Image(Image2Image):
 
     def expected_size(self, pipe: Any, inputs: Any) -> tuple[int, int]:
@@ -65,8 +59,6 @@ class XLImage2Image(Image2Image):
     def noised(self, run: Run, clean: Tensor) -> Tensor:
         ...
 class XLInpaint(Inpaint):
-    ...
-class Edit(Text2Image):
     ...
 class UpcastCodec(ScaledCodec):
 
@@ -138,16 +130,10 @@ class StableDiffusionXLPAGInpaintPipeline(StableDiffusionXLRefined):
 
     def __call__(self, prompt: str | list[str] | None=None, prompt_2: str | list[str] | None=None, image: Any=None, mask_image: Any=None, masked_image_latents: Tensor | None=None, height: int | None=None, width: int | None=None, padding_mask_crop: int | None=None, strength: float=0.9999, num_inference_steps: int=50, timesteps: list[int] | None=None, sigmas: list[float] | None=None, denoising_start: float | None=None, denoising_end: float | None=None, guidance_scale: float=7.5, negative_prompt: str | list[str] | None=None, negative_prompt_2: str | list[str] | None=None, num_images_per_prompt: int=1, eta: float=0.0, generator: Generator | list[Generator] | None=None, latents: Tensor | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, pooled_prompt_embeds: Tensor | None=None, negative_pooled_prompt_embeds: Tensor | None=None, ip_adapter_image: Any=None, ip_adapter_image_embeds: list[Tensor] | None=None, output_type: str='pil', return_dict: bool=True, cross_attention_kwargs: dict[str, Any] | None=None, guidance_rescale: float=0.0, original_size: tuple[int, int] | None=None, crops_coords_top_left: tuple[int, int]=..., target_size: tuple[int, int] | None=None, negative_original_size: tuple[int, int] | None=None, negative_crops_coords_top_left: tuple[int, int]=..., negative_target_size: tuple[int, int] | None=None, aesthetic_score: float=6.0, negative_aesthetic_score: float=2.5, clip_skip: int | None=None, callback_on_step_end: Callable[..., dict[str, Any]] | None=None, callback_on_step_end_tensor_inputs: list[str]=..., pag_scale: float=3.0, pag_adaptive_scale: float=0.0, *, guidance: Guidance | None=None, callback: Callable[..., None] | None=None, callback_steps: int=1, prompt_syntax: str='plain') -> Any:
         ...
-class StableDiffusionXLInstructPix2PixPipeline(PromptedXL):
+class StableDiffusionXLInstructPix2PixPipeline(Edited, PromptedXL):
     settings: ClassVar[Mapping[str, Any]] = ...
 
-    def guidance(self, inputs: Any) -> Any:
-        ...
-
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
-        ...
-
-    def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
         ...
 
     def __call__(self, prompt: str | list[str] | None=None, prompt_2: str | list[str] | None=None, image: Any=None, height: int | None=None, width: int | None=None, num_inference_steps: int=100, denoising_end: float | None=None, guidance_scale: float=5.0, image_guidance_scale: float=1.5, negative_prompt: str | list[str] | None=None, negative_prompt_2: str | list[str] | None=None, num_images_per_prompt: int=1, eta: float=0.0, generator: Generator | list[Generator] | None=None, latents: Tensor | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, pooled_prompt_embeds: Tensor | None=None, negative_pooled_prompt_embeds: Tensor | None=None, output_type: str='pil', return_dict: bool=True, callback: Callable[..., None] | None=None, callback_steps: int=1, cross_attention_kwargs: dict[str, Any] | None=None, guidance_rescale: float=0.0, original_size: tuple[int, int] | None=None, crops_coords_top_left: tuple[int, int]=..., target_size: tuple[int, int] | None=None, *, guidance: Guidance | None=None, callback_on_step_end: Callable[..., dict[str, Any]] | None=None, callback_on_step_end_tensor_inputs: list[str]=..., timesteps: list[int] | None=None, sigmas: list[float] | None=None, ip_adapter_image: Any=None, ip_adapter_image_embeds: list[Tensor] | None=None, prompt_syntax: str='plain', clip_skip: int | None=None, negative_original_size: tuple[int, int] | None=None, negative_crops_coords_top_left: tuple[int, int]=..., negative_target_size: tuple[int, int] | None=None) -> Any:

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..config import Config
 from ..core.attention import Attend
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..outputs import Output
 from .base import choose
 from .layers.attention import Conditions
-from .layers.unet_blocks import block, per_block
+from .layers.unet_blocks import DownBlock, block, per_block
 from .unet_2d_condition import ConditionedUNet, UNet2DConditionModel
 
 __all__ = ["ControlNet", "ControlNetConditioningEmbedding", "ControlNetConfig", "ControlNetModel", "ControlNetOutput", "zeroed"]
@@ -108,6 +108,8 @@ class ControlNet(ConditionedUNet):
 
     def build(self, c: Any) -> None:
         choose("controlnet_conditioning_channel_order", c.controlnet_conditioning_channel_order, dict.fromkeys(self.orders))
+        choose("encoder_hid_dim_type", c.encoder_hid_dim_type, dict.fromkeys((None, "text_proj")))
+        choose("addition_embed_type", c.addition_embed_type, dict.fromkeys((None, "text", "text_time")))
         widths = c.block_out_channels
         self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
         levels = self._levels(c, self._build_embeddings(c))
@@ -115,6 +117,9 @@ class ControlNet(ConditionedUNet):
             c.conditioning_channels, widths[0], c.conditioning_embedding_out_channels
         )
         self.down_blocks = nn.ModuleList(map(block, per_block(c, "down_block_types"), levels))
+        if odd := [name for name, made in zip(c.down_block_types, self.down_blocks) if not isinstance(made, DownBlock)]:
+            what = "The skip connections of these blocks are not those that a ControlNet steers."
+            raise ConfigError(what, where="down_block_types", got=odd, expected="DownBlock2D, CrossAttnDownBlock2D, ...")
         self.mid_block = self._middle(c, levels[-1])
         made = [widths[0], *(level.channels for level in levels for _ in range(level.layers + (level.resample is not None)))]
         self.controlnet_down_blocks = nn.ModuleList(zeroed(nn.Conv2d(width, width, 1)) for width in made)

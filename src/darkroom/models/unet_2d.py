@@ -15,7 +15,8 @@ from .base import Model, as_batch, choose
 from .layers.attention import Conditions, SelfAttention, rename_attention
 from .layers.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
 from .layers.resnet import Level, activation
-from .layers.unet_blocks import Block, block, down_levels, middle_block, per_block, up_levels
+from .layers.skip_blocks import quarter
+from .layers.unet_blocks import Block, DownBlock, block, down_levels, middle_block, per_block, up_levels
 
 __all__ = ["UNet", "UNet2DConfig", "UNet2DModel", "UNet2DOutput"]
 
@@ -29,12 +30,14 @@ class UNet(Model):
     concat_classes: bool = False  # the class goes beside the timestep, it is not added
     rename_key = staticmethod(rename_attention)
 
-    def _build_blocks(self, c: Config, down: list[Level], middle: Block | None, up: list[Level], act_fn: str, out_kernel: int) -> None:
+    def _build_blocks(
+        self, c: Config, down: list[Level], middle: Block | None, up: list[Level], act_fn: str, out_kernel: int, groups: int | None
+    ) -> None:
         self.down_blocks = nn.ModuleList(map(block, per_block(c, "down_block_types"), down))
         self.mid_block = middle
         self.up_blocks = nn.ModuleList(map(block, per_block(c, "up_block_types"), up))
-        self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, c.block_out_channels[0], eps=c.norm_eps)
-        self.conv_act = activation(act_fn)
+        self.conv_norm_out = nn.GroupNorm(groups, c.block_out_channels[0], eps=c.norm_eps) if groups else nn.Identity()
+        self.conv_act = activation(act_fn) if groups else nn.Identity()
         self.conv_out = nn.Conv2d(c.block_out_channels[0], c.out_channels, out_kernel, padding=(out_kernel - 1) // 2)
 
     def enable_gradient_checkpointing(self) -> None:
@@ -56,10 +59,10 @@ class UNet(Model):
         classes = self.class_embedding(class_labels).to(x.dtype)
         return torch.cat([temb, classes], -1) if self.concat_classes else temb + classes
 
-    def _centred(self, sample: Tensor) -> Tensor:
-        """The sample as the first convolution receives it, if it fits."""
-        if sample.ndim != 4 or sample.shape[1] != self.conv_in.in_channels:
-            got, fits = tuple(sample.shape), f"(B, {self.conv_in.in_channels}, H, W)"
+    def _centred(self, sample: Tensor, added: int = 0) -> Tensor:
+        """The sample as the first convolution receives it, perhaps with `added` further channels, if it fits."""
+        if sample.ndim != 4 or sample.shape[1] != self.conv_in.in_channels - added:
+            got, fits = tuple(sample.shape), f"(B, {self.conv_in.in_channels - added}, H, W)"
             raise InputError("The sample does not fit this network.", where="sample", got=got, expected=fits)
         return 2 * sample - 1 if self.config.center_input_sample else sample
 
@@ -69,10 +72,15 @@ class UNet(Model):
         """From the first convolution to the last, (B, in_channels, H, W) to (B, out_channels, H, W).
         `inside` goes into blocks on the way down, `outside` and `mid` onto skip connections and after the middle.
         """
-        skips, remaining = [self.conv_in(x)], list(inside)  # (B, C0, H, W)
+        picture, x, remaining = x, self.conv_in(x), list(inside)  # (B, 3, H, W), which only some blocks take, and (B, C0, H, W)
+        skips = [x]
         for down in self.down_blocks:
-            skips += self._run(down, skips[-1], cond, remaining.pop(0) if remaining else None)
-        x = skips[-1]
+            if isinstance(down, DownBlock):
+                skips += self._run(down, x, cond, remaining.pop(0) if remaining else None)
+                x = skips[-1]
+            else:  # what such blocks put out is not what the way up receives
+                x, made, *grown = self._run(down, x, cond, picture if down.picture else remaining.pop(0) if remaining else None)
+                skips, picture = skips + made, *(grown or [picture])
         if outside is not None:
             if len(outside) != len(skips):
                 where = "down_block_additional_residuals"
@@ -84,10 +92,16 @@ class UNet(Model):
                 x = x + remaining[0]
         if outside is not None and mid is not None:
             x = x + mid
+        drawn: Tensor | None = None  # the picture that some blocks add to on the way up
         for up in self.up_blocks:
             skips, taken = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
-            x = self._run(up, x, cond, taken, skips[-1].shape[-2:] if skips else None)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+            given = (taken, skips[-1].shape[-2:] if skips and skips[-1] is not None else None)
+            if up.picture:
+                x, drawn = self._run(up, x, cond, *given, drawn)
+            else:
+                x = self._run(up, x, cond, *given)
+        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return x if drawn is None else x + drawn
 
     def _run(self, part: nn.Module, *args: Any) -> Any:
         again = self.gradient_checkpointing and torch.is_grad_enabled()
@@ -171,10 +185,12 @@ class UNet2DModel(UNet):
         levels = down_levels(c, temb_channels=width, resample=c.downsample_type, head_dim=c.attention_head_dim or c.block_out_channels)
         middle = None
         if c.mid_block_type is not None:
-            groups = c.attn_norm_num_groups or (c.norm_num_groups if c.resnet_time_scale_shift == "default" else None)
-            level = replace(levels[-1], attention_groups=groups, resnet_out_scale_factor=c.mid_block_scale_factor)
+            every = quarter(levels[-1].channels) if c.norm_num_groups is None else c.norm_num_groups
+            groups = c.attn_norm_num_groups or (every if c.resnet_time_scale_shift == "default" else None)
+            level = replace(levels[-1], attention_groups=groups, norm_num_groups=every, resnet_out_scale_factor=c.mid_block_scale_factor)
             middle = middle_block(SelfAttention if c.add_attention else None, level)
-        self._build_blocks(c, levels, middle, up_levels(levels, c.upsample_type), "silu", 3)
+        out_groups = quarter(first) if c.norm_num_groups is None else c.norm_num_groups
+        self._build_blocks(c, levels, middle, up_levels(levels, c.upsample_type), "silu", 3, out_groups)
 
     def sample_call(self, rows: int, height: int, width: int) -> Any:
         """One call for `rows` samples of this size; the values mean nothing."""

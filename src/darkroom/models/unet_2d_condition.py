@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..config import Config
 from ..core.attention import Attend
 from ..errors import ConfigError, InputError
 from .base import choose
+from .layers import embeddings
 from .layers.attention import AddedKVAttention, Conditions, Transformer2D
 from .layers.embeddings import GaussianFourierProjection, TextTimeEmbedding, TimestepEmbedding, Timesteps
 from .layers.resnet import Level, activation
@@ -115,8 +117,14 @@ class ConditionedUNet(UNet):
         self.time_embedding = TimestepEmbedding(time_dim, width, c.act_fn, post_act=c.timestep_post_act, cond_dim=c.time_cond_proj_dim)
         self.time_embed_act = nn.Identity() if c.time_embedding_act_fn is None else activation(c.time_embedding_act_fn)
         kind = c.encoder_hid_dim_type or ("text_proj" if c.encoder_hid_dim is not None else None)
-        projections = {None: lambda: None, "text_proj": lambda: nn.Linear(given("encoder_hid_dim"), given("cross_attention_dim"))}
-        self.encoder_hid_proj = choose("encoder_hid_dim_type", kind, projections)()
+        wide, context_dim = partial(given, "encoder_hid_dim"), partial(given, "cross_attention_dim")
+        projections = {
+            None: lambda: None,
+            "text_proj": lambda: nn.Linear(wide(), context_dim()),
+            "text_image_proj": lambda: embeddings.TextImageProjection(wide(), context_dim(), context_dim()),
+            "image_proj": lambda: embeddings.ImageProjection(wide(), context_dim()),
+        }
+        self.encoder_hid_dim_type, self.encoder_hid_proj = kind, choose("encoder_hid_dim_type", kind, projections)()
         classes = {
             None: lambda: None if c.num_class_embeds is None else nn.Embedding(c.num_class_embeds, width),
             "timestep": lambda: TimestepEmbedding(time_dim, width, c.act_fn),
@@ -129,7 +137,10 @@ class ConditionedUNet(UNet):
         additions = {
             None: lambda: None,
             "text": lambda: TextTimeEmbedding(given(text_field), width, c.addition_embed_type_num_heads),
+            "text_image": lambda: embeddings.TextImageTimeEmbedding(context_dim(), context_dim(), width),
             "text_time": lambda: TimestepEmbedding(given("projection_class_embeddings_input_dim"), width),
+            "image": lambda: embeddings.ImageTimeEmbedding(wide(), width),
+            "image_hint": lambda: embeddings.ImageHintTimeEmbedding(wide(), width),
         }
         self.add_embedding = choose("addition_embed_type", c.addition_embed_type, additions)()
         if c.addition_embed_type == "text_time":
@@ -160,15 +171,27 @@ class ConditionedUNet(UNet):
             raise InputError(what, where=where, got=got, expected=f"(B, M, {dims[0]})", fix=fix)
         temb, kind = self._embed(x, timestep, class_labels, timestep_cond), self.config.addition_embed_type
         if kind is not None:
-            temb = temb + self.add_embedding(context if kind == "text" else self._pooled(added).to(temb.dtype))
+            temb = temb + self._added(kind, context, added, temb.dtype)
         return Conditions(temb, context, as_bias(attention_mask, x.dtype), attend=attend or self.attend)
+
+    @staticmethod
+    def _given(added: Mapping[str, Tensor], name: str) -> Tensor:
+        if added.get(name) is None:
+            raise InputError("A condition is missing.", where="added_cond_kwargs", got=list(added), expected=name)
+        return added[name]
+
+    def _added(self, kind: str, context: Tensor | None, added: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """What further conditions add to the timestep's vector: (B, E)."""
+        if kind == "text":
+            return self.add_embedding(context)
+        if kind == "text_time":
+            return self.add_embedding(self._pooled(added).to(dtype))
+        text = (added.get("text_embeds", context),) if kind == "text_image" else ()
+        return self.add_embedding(*text, self._given(added, "image_embeds"))
 
     def _pooled(self, added: Mapping[str, Tensor]) -> Tensor:
         """Pooled text beside the sinusoids of SDXL's sizes (Podell et al. 2023)."""
-        for name in ("text_embeds", "time_ids"):
-            if added.get(name) is None:
-                raise InputError("A condition is missing.", where="added_cond_kwargs", got=list(added), expected=name)
-        pooled, ids = added["text_embeds"], added["time_ids"]
+        pooled, ids = self._given(added, "text_embeds"), self._given(added, "time_ids")
         sizes = self.add_time_proj(ids.flatten()).reshape(pooled.shape[0], -1)  # (B, numbers x dim)
         expected = self.add_embedding.linear_1.in_features
         if pooled.shape[-1] + sizes.shape[-1] != expected:
@@ -188,8 +211,7 @@ class UNet2DConditionModel(ConditionedUNet):
     config: UNet2DConditionConfig
 
     def build(self, c: UNet2DConditionConfig) -> None:
-        for field, only in (("attention_type", "default"), ("dual_cross_attention", False)):
-            choose(field, c[field], {only: None})
+        choose("attention_type", c.attention_type, {"default": None})
         depths = per_block(c, "transformer_layers_per_block")
         if c.reverse_transformer_layers_per_block is not None:
             per_block(c, "reverse_transformer_layers_per_block")
@@ -203,8 +225,9 @@ class UNet2DConditionModel(ConditionedUNet):
         # head_dim is not reversed on the way up: the checkpoints were trained so
         ups = zip(up_levels(levels), levels, c.reverse_transformer_layers_per_block or depths[::-1])
         up = [replace(a, head_dim=b.head_dim, depth=depth) for a, b, depth in ups]
-        self._build_blocks(c, levels, self._middle(c, levels[-1]), up, c.act_fn, c.conv_out_kernel)
-        self.reads_context = c.addition_embed_type == "text" or any(getattr(m, "reads_context", False) for m in self.modules())
+        self._build_blocks(c, levels, self._middle(c, levels[-1]), up, c.act_fn, c.conv_out_kernel, c.norm_num_groups)
+        reads = self.encoder_hid_dim_type != "image_proj" and any(getattr(m, "reads_context", False) for m in self.modules())
+        self.reads_context = reads or c.addition_embed_type == "text"
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor | None, class_labels: Tensor | None = None,
@@ -221,7 +244,8 @@ class UNet2DConditionModel(ConditionedUNet):
             timestep_cond: (B, time_cond_proj_dim), the embedded guidance scale of distilled networks.
             attention_mask, encoder_attention_mask: 1 keeps and 0 discards a key of self- and cross-attention; (B, M) or (B, N, M).
             cross_attention_kwargs: `scale` is accepted and belongs to adapters.
-            added_cond_kwargs: `text_embeds` (B, C) and `time_ids` (B, 5 or 6) where `addition_embed_type` is "text_time".
+            added_cond_kwargs: what `addition_embed_type` and `encoder_hid_dim_type` need: `text_embeds` (B, C) and `time_ids` (B, 5 or 6) for
+                "text_time", `image_embeds` (B, C) for those named after images, `hint` (B, 3, 8H, 8W) for "image_hint".
             down_block_additional_residuals: added to each skip connection (ControlNet, Zhang et al. 2023).
             mid_block_additional_residual: added after the middle.
             down_intrablock_additional_residuals: added inside blocks on the way down (T2I-Adapter, Mou et al. 2023).
@@ -231,13 +255,17 @@ class UNet2DConditionModel(ConditionedUNet):
         c = self.config
         if unknown := sorted(set(cross_attention_kwargs or ()) - {"scale"}):
             logger.warning("cross_attention_kwargs that nothing reads: %s", ", ".join(unknown))
-        x, context = self._centred(sample), encoder_hidden_states
+        x, context = self._centred(sample, 4 if c.addition_embed_type == "image_hint" else 0), encoder_hidden_states
         fits = c.cross_attention_dim if self.encoder_hid_proj is None else c.encoder_hid_dim
         dims = fits if isinstance(fits, tuple) else (fits,)
-        given = (class_labels, timestep_cond, added_cond_kwargs or {}, attention_mask)
-        cond = self._conditions(x, timestep, context, *given, dims, attend)
+        added = added_cond_kwargs or {}
+        cond = self._conditions(x, timestep, context, class_labels, timestep_cond, added, attention_mask, dims, attend)
+        if c.addition_embed_type == "image_hint":
+            x = torch.cat([x, self.add_embedding.input_hint_block(self._given(added, "hint"))], 1)  # (B, in_channels, H, W)
         if self.encoder_hid_proj is not None:
-            context = self.encoder_hid_proj(context)  # (B, M, cross_attention_dim)
+            image = () if self.encoder_hid_dim_type == "text_proj" else (self._given(added, "image_embeds"),)
+            text = () if self.encoder_hid_dim_type == "image_proj" else (context,)
+            context = self.encoder_hid_proj(*text, *image)  # (B, M, cross_attention_dim)
         context_mask = as_bias(encoder_attention_mask, x.dtype)
         if context_mask is not None and context is not None and context_mask.shape[-1] != context.shape[1]:
             got, keys = context_mask.shape[-1], context.shape[1]
@@ -251,7 +279,8 @@ class UNet2DConditionModel(ConditionedUNet):
     def sample_call(self, rows: int, height: int, width: int) -> Any:
         """One call for `rows` samples of this size with conditions of the usual shapes; the values mean nothing."""
         c = self.config
-        x = torch.empty(rows, c.in_channels, height, width, dtype=self.dtype)
+        hinted = c.addition_embed_type == "image_hint"
+        x = torch.empty(rows, c.in_channels - 4 * hinted, height, width, dtype=self.dtype)
         dims = c.cross_attention_dim if c.encoder_hid_dim is None else c.encoder_hid_dim
         context = torch.empty(rows, 77, dims if isinstance(dims, int) else dims[0], dtype=self.dtype)
         added, labels = {}, None
@@ -259,6 +288,10 @@ class UNet2DConditionModel(ConditionedUNet):
             count = 6 if (c.projection_class_embeddings_input_dim or 0) - 6 * (c.addition_time_embed_dim or 0) >= 1280 else 5
             text = (c.projection_class_embeddings_input_dim or 0) - count * (c.addition_time_embed_dim or 0)
             added = {"text_embeds": torch.empty(rows, text, dtype=self.dtype), "time_ids": torch.empty(rows, count, dtype=self.dtype)}
+        if "image" in (kinds := f"{c.addition_embed_type} {c.encoder_hid_dim_type}"):
+            wide = c.cross_attention_dim if "text_image" in kinds else c.encoder_hid_dim
+            added = {name: torch.empty(rows, wide, dtype=self.dtype) for name in ("text_embeds", "image_embeds")}
+            added |= {"hint": torch.empty(rows, 3, 8 * height, 8 * width, dtype=self.dtype)} if hinted else {}
         if c.num_class_embeds is not None or c.class_embed_type == "timestep":
             labels = torch.zeros(rows, dtype=torch.int64)
         elif c.projection_class_embeddings_input_dim is not None and c.class_embed_type is not None:

@@ -23,9 +23,18 @@ class InstructCFG(CFG):
         self, scale: Scale = 7.5, image_scale: float = 1.5, rescale: float = 0.0, terms: Sequence[Term] = (), picture: str = "image_latents",
         **options: Any,
     ):  # fmt: skip
-        check("InstructCFG.image_scale", image_scale)
+        self._without = _Without(picture)
         self.image_scale = image_scale
-        super().__init__(scale, rescale, [_Without(image_scale - 1, picture), *terms], **options)
+        super().__init__(scale, rescale, [self._without, *terms], **options)
+
+    @property
+    def image_scale(self) -> float:
+        return self._image_scale
+
+    @image_scale.setter
+    def image_scale(self, value: float) -> None:
+        check("InstructCFG.image_scale", value)
+        self._image_scale, self._without.scale = value, max(value - 1, 0.0)
 
     @property
     def needs_negative(self) -> bool:
@@ -35,8 +44,8 @@ class InstructCFG(CFG):
 class _Without(Addend):
     """What the guidance above adds to plain guidance: (image_scale - 1) (picture - none)."""
 
-    def __init__(self, scale: float, picture: str):
-        super().__init__(max(scale, 0.0))
+    def __init__(self, picture: str):
+        super().__init__(0.0)  # set by the guidance
         self.picture = picture
 
     def branches(self, step: Step) -> Sequence[Branch]:

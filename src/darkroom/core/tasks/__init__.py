@@ -1,7 +1,9 @@
 """Tasks: what a pipeline starts from. One file each."""
 
+from .conditioned import Depth2Image, Edit, LatentUpscale, Upscale, Variation
 from .image2image import Image2Image
 from .inpaint import Inpaint
 from .text2image import Text2Image
+from .views import Panorama
 
-__all__ = ["Image2Image", "Inpaint", "Text2Image"]
+__all__ = ["Depth2Image", "Edit", "Image2Image", "Inpaint", "LatentUpscale", "Panorama", "Text2Image", "Upscale", "Variation"]

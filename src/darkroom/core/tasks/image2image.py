@@ -11,7 +11,7 @@ from ..random import randn
 from ..types import Run
 from .text2image import SizeInputs, Text2Image, repeat_to
 
-__all__ = ["Image2Image"]
+__all__ = ["GoOn", "Image2Image"]
 
 
 @dataclass(kw_only=True)
@@ -73,10 +73,14 @@ class Image2Image(Text2Image):
         height, width = ((given or own) // factor * factor for given, own in ((inputs.height, height), (inputs.width, width)))
         return height // pipe.codec.factor(pipe), width // pipe.codec.factor(pipe)
 
+    def timesteps(self, pipe: Any, run: Run) -> Tensor:
+        """What remains of the schedule: (steps,)."""
+        return from_strength(pipe, run, run.inputs.strength)
+
     def start(self, pipe: Any, run: Run) -> None:
         inputs, factor, channels = run.inputs, max(pipe.codec.factor(pipe), pipe.size_step), pipe.codec.channels(pipe)
         image = image_to_tensor(inputs.image, height=inputs.height, width=inputs.width, factor=factor, latent_channels=channels)
-        run.timesteps = from_strength(pipe, run, inputs.strength)
+        run.timesteps = self.timesteps(pipe, run)
         if isinstance(inputs.generator, (list, tuple)):
             image = repeat_to(image, run.rows, "image")  # each generator draws a sample of its own
         clean = encode_image(pipe, run, image, "image")
@@ -87,3 +91,12 @@ class Image2Image(Text2Image):
         given = run.inputs.latents
         noise = randn(clean.shape, run.inputs.generator, clean.device, clean.dtype) if given is None else given.to(clean)
         return run.scheduler.add_noise(clean, noise, run.timesteps[:1].repeat(run.rows))
+
+
+class GoOn(Image2Image):
+    """Image to image in which `latents`, if there are any, are the noisy picture to go on from."""
+
+    def start(self, pipe: Any, run: Run) -> None:
+        if run.inputs.latents is None:
+            return super().start(pipe, run)
+        run.timesteps, run.x = self.timesteps(pipe, run), run.inputs.latents.to(pipe.device, pipe.run_dtype(run))

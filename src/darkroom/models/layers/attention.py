@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ...core.attention import Attend, sdpa, unless_skipped
+from ...errors import InputError
 from ..base import choose
 from .resnet import Level
 
 __all__ = [
-    "AddedKVAttention", "Attention", "BasicTransformerBlock", "Conditions", "FeedForward", "SelfAttention", "Transformer2D", "rename_attention",
+    "AddedKVAttention", "Attention", "BasicTransformerBlock", "Conditions", "DualTransformer2D", "FeedForward", "SelfAttention",
+    "Transformer2D", "rename_attention",
 ]  # fmt: skip
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -213,3 +215,24 @@ class Transformer2D(nn.Module):
         if self.linear:
             return self.proj_out(x).transpose(1, 2).unflatten(-1, size) + residual
         return self.proj_out(x.transpose(1, 2).contiguous().unflatten(-1, size)) + residual
+
+
+class DualTransformer2D(nn.Module):
+    """Two transformers, mixed half and half, for a context of 77 text and 257 image tokens (Xu et al. 2022)."""
+
+    LENGTHS = (77, 257)
+
+    def __init__(self, level: Level):
+        super().__init__()
+        plain = replace(level, depth=1, use_linear_projection=False, only_cross=False, upcast_attention=False)
+        self.transformers = nn.ModuleList(Transformer2D(plain) for _ in self.LENGTHS)
+
+    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
+        context, tokens = cond.context, sum(self.LENGTHS)
+        if context is None or context.shape[1] != tokens:
+            got = None if context is None else tuple(context.shape)
+            raise InputError("The context has another length.", where="encoder_hidden_states", got=got, expected=f"(B, {tokens}, C)")
+        parts = context.split(self.LENGTHS, 1)  # (B, 77, C) and (B, 257, C)
+        # the first part goes through the second transformer: the checkpoints were trained so; masks are not used
+        made = [net(x, Conditions(cond.temb, part, attend=cond.attend)) - x for net, part in zip(reversed(self.transformers), parts)]
+        return made[0] * 0.5 + made[1] * 0.5 + x

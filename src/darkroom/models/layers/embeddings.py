@@ -2,13 +2,17 @@
 
 import math
 from collections import OrderedDict
+from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ...errors import InputError
 from .resnet import activation
 
-__all__ = ["GaussianFourierProjection", "TextTimeEmbedding", "TimestepEmbedding", "Timesteps"]
+__all__ = [
+    "GaussianFourierProjection", "ImageHintTimeEmbedding", "ImageProjection", "ImageTimeEmbedding", "TextImageProjection",
+    "TextImageTimeEmbedding", "TextTimeEmbedding", "TimestepEmbedding", "Timesteps",
+]  # fmt: skip
 
 
 class Timesteps(nn.Module):
@@ -91,3 +95,63 @@ class TextTimeEmbedding(nn.Sequential):
     def __init__(self, text_dim: int, out_dim: int, heads: int = 64):
         before, pool = nn.LayerNorm(text_dim), AttentionPooling(text_dim, heads)
         super().__init__(OrderedDict(norm1=before, pool=pool, proj=nn.Linear(text_dim, out_dim), norm2=nn.LayerNorm(out_dim)))
+
+
+class TextImageTimeEmbedding(nn.Module):
+    """Pooled text and image embeddings as an addend to the timestep embedding (Kandinsky 2.1)."""
+
+    def __init__(self, text_dim: int, image_dim: int, out_dim: int):
+        super().__init__()
+        self.text_proj, self.text_norm = nn.Linear(text_dim, out_dim), nn.LayerNorm(out_dim)
+        self.image_proj = nn.Linear(image_dim, out_dim)
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        return self.image_proj(image) + self.text_norm(self.text_proj(text))
+
+
+class ImageTimeEmbedding(nn.Module):
+    """An image embedding (B, C) as an addend to the timestep embedding (Kandinsky 2.2)."""
+
+    def __init__(self, image_dim: int, out_dim: int):
+        super().__init__()
+        self.image_proj, self.image_norm = nn.Linear(image_dim, out_dim), nn.LayerNorm(out_dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.image_norm(self.image_proj(image))
+
+
+class ImageHintTimeEmbedding(ImageTimeEmbedding):
+    """The same with a picture (B, 3, 8H, 8W) as a hint: 4 more channels of the sample (Kandinsky 2.2 ControlNet)."""
+
+    def __init__(self, image_dim: int, out_dim: int):
+        super().__init__(image_dim, out_dim)
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(pairwise((3, 16, 16, 32, 32, 96, 96, 256))):
+            layers += [nn.Conv2d(before, after, 3, padding=1, stride=2 if i in (2, 4, 6) else 1), nn.SiLU()]
+        self.input_hint_block = nn.Sequential(*layers, nn.Conv2d(256, 4, 3, padding=1))  # (B, 4, H, W)
+
+
+class TextImageProjection(nn.Module):
+    """A context of ten image tokens and the projected text (Kandinsky 2.1)."""
+
+    def __init__(self, text_dim: int, image_dim: int, context_dim: int, tokens: int = 10):
+        super().__init__()
+        self.tokens = tokens
+        self.image_embeds, self.text_proj = nn.Linear(image_dim, tokens * context_dim), nn.Linear(text_dim, context_dim)
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        tokens = self.image_embeds(image).unflatten(-1, (self.tokens, -1))  # (B, 10, C)
+        return torch.cat([tokens, self.text_proj(text)], 1)  # (B, 10 + M, C)
+
+
+class ImageProjection(nn.Module):
+    """A context of `tokens` made from an image embedding (Kandinsky 2.2)."""
+
+    def __init__(self, image_dim: int, context_dim: int, tokens: int = 32):
+        super().__init__()
+        self.tokens = tokens
+        self.image_embeds, self.norm = nn.Linear(image_dim, tokens * context_dim), nn.LayerNorm(context_dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = self.image_embeds(image.to(self.image_embeds.weight.dtype))
+        return self.norm(image.unflatten(-1, (self.tokens, -1)))  # (B, tokens, C)

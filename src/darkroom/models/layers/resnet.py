@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ..base import choose
 
-__all__ = ["Level", "Resample2D", "ResnetBlock2D", "Way", "activation"]
+__all__ = ["FirResample2D", "Level", "Resample2D", "ResnetBlock2D", "Way", "activation"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
 Way = Literal["down", "up"]
@@ -37,7 +37,7 @@ class Level:
     channels_in: int
     channels: int
     layers: int
-    resample: Literal["conv", "resnet"] | None
+    resample: Literal["conv", "resnet", "fir"] | None
     skip_channels: int = 0
     temb_channels: int | None = None
     heads: int = 1
@@ -57,6 +57,7 @@ class Level:
     use_linear_projection: bool = False
     upcast_attention: bool = False
     cross_attention_norm: str | None = None
+    dual_cross_attention: bool = False
 
 
 class Resample2D(nn.Module):
@@ -80,31 +81,51 @@ class Resample2D(nn.Module):
         return x if self.conv is None else self.conv(x)
 
 
+class FirResample2D(nn.Module):
+    """Halving or doubling with the binomial filter [1, 3, 3, 1] in both directions (Zhang 2019). `pad` is "constant" (zeros) or "reflect"."""
+
+    def __init__(self, way: Way, pad: str = "constant"):
+        super().__init__()
+        self.way, self.pad = way, pad
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, C, H, W) to half or twice the size, whatever `size` says."""
+        row = x.new_tensor([0.125, 0.375, 0.375, 0.125])
+        kernel, groups, x = (row[:, None] * row).expand(x.shape[1], 1, 4, 4), x.shape[1], F.pad(x, (1, 1, 1, 1), self.pad)
+        if self.way == "down":
+            return F.conv2d(x, kernel, stride=2, groups=groups)  # (B, C, H/2, W/2)
+        # of four output pixels one holds the input; the padded border grows too and is cut off again, 3 pixels on each side
+        return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=3, groups=groups)  # (B, C, 2H, 2W)
+
+
 class ResnetBlock2D(nn.Module):
     """Two normalised convolutions around a residual; the timestep embedding is added, or scales and shifts, in between.
     He et al. 2015; the conditioning is of Ho et al. 2020 ("default") or of Dhariwal & Nichol 2021 ("scale_shift").
-    `resample` changes the resolution before the first convolution.
+    `resample` changes the resolution before the first convolution. `groups` of the two norms are the level's if not given.
     """
 
-    def __init__(self, level: Level, channels_in: int, resample: Way | None = None):
+    def __init__(self, level: Level, channels_in: int, resample: Way | None = None, groups: tuple[int, int] | None = None):
         super().__init__()
-        groups, channels, eps = level.norm_num_groups, level.channels, level.norm_eps
-        if not groups or channels_in % groups or channels % groups:
+        channels, eps, fir = level.channels, level.norm_eps, resample is not None and level.resample == "fir"
+        first, second = groups or (level.norm_num_groups, level.norm_num_groups)
+        if not first or not second or channels_in % first or channels % second:
             fits = f"a divisor of {channels_in} and {channels}"
-            raise ConfigError("Groups do not fit.", where="norm_num_groups", got=str(groups), expected=fits)
+            raise ConfigError("Groups do not fit.", where="norm_num_groups", got=str(first), expected=fits)
         self.scale_shift = choose("resnet_time_scale_shift", level.resnet_time_scale_shift, {"default": False, "scale_shift": True})
         self.output_scale_factor = level.resnet_out_scale_factor
-        self.norm1 = nn.GroupNorm(groups, channels_in, eps)
+        self.norm1 = nn.GroupNorm(first, channels_in, eps)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         shifts = channels * (2 if self.scale_shift else 1)
         self.time_emb_proj = nn.Linear(level.temb_channels, shifts) if level.temb_channels else None
-        self.norm2 = nn.GroupNorm(groups, channels, eps)
+        self.norm2 = nn.GroupNorm(second, channels, eps)
         self.dropout = nn.Dropout(level.dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.act = activation(level.act_fn)
         self.time_act = nn.Identity() if level.resnet_skip_time_act else self.act
-        self.resample = Resample2D(channels_in, resample, use_conv=False) if resample else None
-        self.conv_shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else None
+        self.resample: nn.Module | None = None
+        if resample:
+            self.resample = FirResample2D(resample) if fir else Resample2D(channels_in, resample, use_conv=False)
+        self.conv_shortcut = nn.Conv2d(channels_in, channels, 1) if fir or channels_in != channels else None
 
     def forward(self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """`size` is that of the output, where an enlarging block does not double the input's."""

@@ -14,20 +14,29 @@ from torch import Tensor, nn
 from ...config import Config
 from ...errors import ConfigError
 from ..base import choose
-from .attention import AddedKVAttention, Conditions, SelfAttention, Transformer2D
+from .attention import AddedKVAttention, Conditions, DualTransformer2D, SelfAttention, Transformer2D
+from .k_blocks import KAttention, KDownBlock, KUpBlock
 from .resnet import Level, Resample2D, ResnetBlock2D, Way
+from .skip_blocks import SkipDownBlock, SkipUpBlock
 
 __all__ = ["Attends", "Block", "block", "down_levels", "middle_block", "per_block", "up_levels"]
 
-Attends = type[SelfAttention | Transformer2D] | None  # the attention after a residual block
-KINDS: dict[str, tuple[Attends, Literal["conv", "resnet"]]] = {
+Attends = type[SelfAttention | Transformer2D | KAttention] | None  # the attention after a residual block
+KINDS: dict[str, tuple[Attends, Literal["conv", "resnet", "k", "fir"]]] = {
     "{}Block2D": (None, "conv"),
     "Attn{}Block2D": (SelfAttention, "conv"),
     "CrossAttn{}Block2D": (Transformer2D, "conv"),
     "Resnet{}sampleBlock2D": (None, "resnet"),
     "SimpleCrossAttn{}Block2D": (AddedKVAttention, "resnet"),
+    "K{}Block2D": (None, "k"),
+    "KCrossAttn{}Block2D": (KAttention, "k"),
+    "Skip{}Block2D": (None, "fir"),
+    "AttnSkip{}Block2D": (SelfAttention, "fir"),
 }
-READS_CONTEXT = (Transformer2D, AddedKVAttention)
+SPECIAL: dict[tuple[str, Way], type[nn.Module]] = {
+    ("k", "down"): KDownBlock, ("k", "up"): KUpBlock, ("fir", "down"): SkipDownBlock, ("fir", "up"): SkipUpBlock,
+}  # fmt: skip
+READS_CONTEXT = (Transformer2D, AddedKVAttention, KAttention)
 
 
 class Block(nn.Module):
@@ -35,17 +44,19 @@ class Block(nn.Module):
     `bare` residual blocks at the end have no attention. With skip connections each residual block receives one beside its input.
     """
 
+    picture = False  # whether a small copy of the picture goes through, too
     Resnet: type[nn.Module] = ResnetBlock2D
 
     def __init__(self, attention: Attends, level: Level, bare: int = 0):
         super().__init__()
         self.reads_context = attention in READS_CONTEXT
+        make: Any = DualTransformer2D if attention is Transformer2D and level.dual_cross_attention else attention
         same = [level.channels] * (level.layers - 1)
         skips = [*same, level.skip_channels] if level.skip_channels else [0] * level.layers
         self.resnets = nn.ModuleList(self.Resnet(level, a + b) for a, b in zip([level.channels_in, *same], skips))
         count = level.layers - bare if attention else 0
         depths = [level.depth] * count if isinstance(level.depth, int) else [level.depth[i] for i in range(count)]
-        self.attentions = nn.ModuleList(attention(replace(level, depth=depth)) for depth in depths)
+        self.attentions = nn.ModuleList(make(replace(level, depth=depth)) for depth in depths)
         self.downsamplers, self.upsamplers = self._resamplers(level, "down"), self._resamplers(level, "up")
 
     @staticmethod
@@ -96,11 +107,14 @@ def middle_block(attention: Attends, level: Level, layers: int = 2, make: type[B
     return make(attention, replace(level, channels_in=level.channels, layers=layers, resample=None), bare=1)
 
 
-def block(name: str, level: Level) -> Block:
+def block(name: str, level: Level) -> nn.Module:
     """The block that a configuration calls `name`. Old checkpoints put "UNetRes" in front."""
-    way = level.way.title()
-    known = {pattern.format(way): kind for pattern, kind in KINDS.items() if level.context_dim or kind[0] not in READS_CONTEXT}
+    way, absent = level.way.title(), "fir" if level.context_dim else "k"  # blocks that the network of this level could not call
+    kinds = {pattern.format(way): kind for pattern, kind in KINDS.items() if kind[1] != absent}
+    known = {name: kind for name, kind in kinds.items() if level.context_dim or kind[0] not in READS_CONTEXT}
     attention, resample = choose(f"{level.way}_block_types", str(name).removeprefix("UNetRes"), known)
+    if special := SPECIAL.get((resample, level.way)):
+        return special(attention, level)
     if attention is not SelfAttention:  # the only one whose resampling is an option of the network
         level = replace(level, resample=level.resample and resample)
     if resample == "conv":
