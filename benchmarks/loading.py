@@ -185,7 +185,7 @@ def rows(options: Options) -> Iterator[Row]:
         fresh(["-m", "benchmarks.loading", "--write", folder, *["quick"] * options.quick], options)
         for path in Path(folder).rglob("*.safetensors"):
             subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)  # into the page cache
-        yield from _rows(folder, 1 if options.quick else 5, options)
+        yield from _rows(folder, 1 if options.quick else 3, options)
 
 
 def _rows(folder: str, rounds: int, options: Options) -> Iterator[Row]:
