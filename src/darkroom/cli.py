@@ -27,8 +27,8 @@ app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable
 def _declared() -> dict[str, str]:
     """What each argument of a call means, by name. Read from the source: importing the fields would import torch."""
     here, texts = Path(__file__).parent, {}
-    for file in (here / "family.py", here / "families/stable_diffusion.py", *sorted((here / "core/tasks").glob("*.py"))):
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for file in ("family", "families/stable_diffusion", "core/tasks/text2image", "core/tasks/image2image", "core/tasks/inpaint"):
+        for node in ast.walk(ast.parse((here / f"{file}.py").read_text("utf-8"))):
             match node:
                 case ast.AnnAssign(ast.Name(name), _, ast.Call(ast.Name("field"), [ast.Constant(text), *_])):
                     texts.setdefault(name, re.sub(r"(; a list|: PIL|\. PIL).*", ".", text))  # kinds that a shell does not have
