@@ -68,7 +68,7 @@ def windowed(tokenizer: Any, prompts: Sequence[str], windows: int = 1) -> tuple[
     length = tokenizer.model_max_length
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     rows = [_tokens(tokenizer, prompt) for prompt in prompts]
-    count = max(windows, windows_for(tokenizer, prompts))
+    count = max(windows, 1, *(-(-len(row) // (length - 2)) for row in rows))
     ids, weights = torch.full((len(rows), count, length), pad), torch.ones(len(rows), count, length)
     ids[:, :, 0] = tokenizer.bos_token_id
     for r, row in enumerate(rows):

@@ -22,6 +22,9 @@ def extrapolated(ets: tuple[Tensor, ...]) -> Tensor:
     return total / divisor
 
 
+MOST_MOVES = 4096  # that are kept, at about 2 kB each
+
+
 class PNDMScheduler(KarrasScheduler, accuracy="2-4", paper="Liu et al. 2022"):
     """Pseudo numerical methods for diffusion models (Liu et al. 2022): Runge-Kutta to start (F-PNDM), then Adams-Bashforth. With `skip_prk_steps`
     (S-PNDM and the latent diffusion checkpoints) the start is a second evaluation of the second timestep. Fourth order but at the start: for 20 to 50
@@ -85,6 +88,8 @@ class PNDMScheduler(KarrasScheduler, accuracy="2-4", paper="Liu et al. 2022"):
     def _transfer(self, x: Tensor, t: int, t_prev: int, out: Tensor) -> Tensor:
         """x along its eps from one timestep to another (Liu et al. 2022, eq. 9, with a difference of roots turned into a sum)."""
         if (weights := self._moves.get((t, t_prev))) is None:
+            if len(self._moves) >= MOST_MOVES:
+                self._moves.clear()
             weights = self._moves[t, t_prev] = self._move(self._bar(t), self._bar(t_prev))
         alpha, sigma, keep, gain, divisor = weights
         return keep * x - gain * EPS[self.config.prediction_type](out, x, alpha, sigma) / divisor
