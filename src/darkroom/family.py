@@ -105,6 +105,10 @@ class Family(DiffusionPipeline):
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
         return Conditioning(Branch({}, self.denoiser.attend))
 
+    def adapt(self, inputs: Any, cond: Conditioning) -> Conditioning:
+        """The conditions with what the pipeline's adapters add to them and to their attention, before controls and guidance see them."""
+        return cond
+
     def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
         raise AttributeError(f"{type(self).__name__} does not say how it calls its denoiser")
 
@@ -196,7 +200,7 @@ class Family(DiffusionPipeline):
             raise InputError("This is no guidance.", where="guidance", got=got, expected="such as CFG(5)", fix=fix)
         guidance = copy.deepcopy(inputs.guidance) or self.guidance(inputs)  # terms keep what they record, so a call has its own
         branch = guidance.needs_negative and not self.guidance_distilled
-        cond = self.encode(inputs, branch or getattr(guidance, "reads_negative", False))
+        cond = self.adapt(inputs, self.encode(inputs, branch or getattr(guidance, "reads_negative", False)))
         if self.control is not None:
             cond = self.control.prepare(self, inputs, cond)
         cond = guidance.prepare(cond, self)

@@ -324,10 +324,14 @@ class DiffusionPipeline:
         # options that only the source's class knows: a later from_pipe back finds them again
         spare = {n.lstrip("_"): v for n, v in pipeline.config.items() if not isinstance(v, tuple) or len(v) != 2}
         new.config.update({"_" + n: v for n, v in spare.items() if n not in new.config})
-        new.__dict__["_progress"] = dict(pipeline._progress)
+        new.inherit(pipeline)
         if pipeline.device_plan is not None:
             new._place(pipeline.device_plan)
         return new
+
+    def inherit(self, source: DiffusionPipeline) -> None:
+        """Take over what `source` has beside components and options; later changes of one leave the other as it is. `from_pipe` calls this."""
+        self.__dict__["_progress"] = dict(source._progress)
 
     def _place(self, plan: DevicePlan) -> None:
         """Remember where components are; those away from the pipeline's device are called across."""
