@@ -60,7 +60,7 @@ def compare(pipes: tuple[Any, Any], call: dict[str, Any], seed: int | list[int] 
 
 
 def networks(theirs: type, ours: type, options: dict[str, Any], apart: bool = False) -> tuple[Any, Any]:
-    """The reference's network and ours with the same weights, none of which is zero or one: near those that it begins with, or with `apart` others."""
+    """The reference's network and ours with the same weights, none of which is zero or one: near those that it begins with, or `apart`."""
     torch.manual_seed(0)
     reference, mine = theirs(**options).eval(), ours(**options).eval()
     for p in reference.parameters():
