@@ -49,7 +49,9 @@ def arguments(name: str, **changes: Any) -> dict[str, Any]:
 
 
 SD = "StableDiffusion{}Pipeline".format
-NAMES = [SD(s) for s in ("", "Img2Img", "Inpaint", "SAG", "PAG", "PAGImg2Img", "PAGInpaint")]
+PROMPTED = [SD(s) for s in ("", "Img2Img", "Inpaint", "SAG", "PAG", "PAGImg2Img", "PAGInpaint")]
+UNCONDITIONAL = ["DDPMPipeline", "DDIMPipeline"]
+NAMES = [*PROMPTED, *UNCONDITIONAL]
 
 CALLS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -62,18 +64,18 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROMPTED)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_calls(pair, name, call):
     compare(pair(name), arguments(name, **call))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROMPTED)
 def test_a_list_of_generators(pair, name):
     compare(pair(name), arguments(name, prompt=["a cat", "the red dog"]), seed=[4, 5])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROMPTED)
 def test_v_prediction(pair, name):
     compare(pair(name, prediction_type="v_prediction"), arguments(name))
 
@@ -82,7 +84,7 @@ SCHEDULERS = """DDPM PNDM EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSD
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("name", [n for n in NAMES if "SAG" not in n])
+@pytest.mark.parametrize("name", [n for n in PROMPTED if "SAG" not in n])
 def test_schedulers(pair, name, scheduler):
     compare(pair(name, scheduler=f"{scheduler}Scheduler"), arguments(name))
 
@@ -237,7 +239,7 @@ def test_the_safety_checker_decides_alike(checkpoint):
         assert (outs[1].images.max() == 0) == flagged
 
 
-@pytest.mark.parametrize("name", ["DDPMPipeline", "DDIMPipeline"])
+@pytest.mark.parametrize("name", UNCONDITIONAL)
 @pytest.mark.parametrize("call", [{}, {"batch_size": 3}], ids=str)
 @pytest.mark.parametrize("seed", [0, [0, 1, 2]], ids=str)
 def test_unconditional(tiny_ddpm, name, call, seed):

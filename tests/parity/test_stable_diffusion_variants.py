@@ -18,6 +18,7 @@ from darkroom.core.tasks.views import boxes_of
 STEPS = 4
 SD = "StableDiffusion{}Pipeline".format
 DEPTH, UPSCALE, LATENT, VARIATION, EDIT = map(SD, ("Depth2Img", "Upscale", "LatentUpscale", "ImageVariation", "InstructPix2Pix"))
+NAMES = [*tiny.NEIGHBOURS]
 LCM, LCM_IMAGE, PANORAMA = "LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline", SD("Panorama")
 
 
@@ -41,12 +42,12 @@ def arguments(name: str, **changes: Any) -> dict[str, Any]:
     return {**made, **changes}
 
 
-@pytest.mark.parametrize("name", tiny.NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_call_with_defaults(pair, name):
     compare(pair(name), arguments(name))
 
 
-@pytest.mark.parametrize("name", tiny.NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_guidance(pair, name):
     compare(pair(name), arguments(name, guidance_scale=1.0))
 
@@ -69,7 +70,7 @@ def taken(name: str, call: dict[str, Any]) -> dict[str, Any]:
 
 
 # the reference mixes up the rows of several panoramas: see below
-TESTED = [(n, c) for n in tiny.NEIGHBOURS for c in CALLS if taken(n, CALLS[c]) and not (n == PANORAMA and c.startswith("two"))]
+TESTED = [(n, c) for n in NAMES for c in CALLS if taken(n, CALLS[c]) and not (n == PANORAMA and c.startswith("two"))]
 
 
 @pytest.mark.parametrize(("name", "call"), TESTED)
@@ -108,7 +109,7 @@ def test_embeddings(pair, name):
     compare(pair(name), arguments(name, prompt=None, **known))
 
 
-@pytest.mark.parametrize("name", tiny.NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("output_type", ["pil", "pt", "latent"])
 def test_output_types(pair, name, output_type):
     theirs, ours = (p(**arguments(name, output_type=output_type), generator=generators(0)).images for p in pair(name))
@@ -118,7 +119,7 @@ def test_output_types(pair, name, output_type):
         torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs), atol=TOLERANCE, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", tiny.NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_tuples_have_as_many_parts(pair, name):
     theirs, ours = (p(**arguments(name), generator=generators(0), return_dict=False) for p in pair(name))
     assert len(ours) == len(theirs)
