@@ -107,7 +107,7 @@ def _by_variant(weights: Mapping[str, Groups]) -> dict[str, list[str]]:
 
 def pipeline_variants(paths: Collection[str], index: ModelIndex) -> dict[str, list[str]]:
     """The variants that weights of a pipeline come in, each with the components that have it."""
-    index = index.with_further({path.partition("/")[0] for path in paths if "/" in path})
+    index = index.with_further({path.partition("/")[0] for path in (paths := list(paths)) if "/" in path})
     return _by_variant(_weights_by_component(*_split(paths, index.components), index))
 
 
@@ -172,7 +172,7 @@ def plan_pipeline(
     Raises CheckpointError, which names the component: no weights in a format or variant that may be read, or a shard that is missing. If no
     component has the variant, it lists the variants with their components.
     """
-    formats = formats_of(use_safetensors, variant)
+    paths, formats = list(paths), formats_of(use_safetensors, variant)
     ignored = {path for path in ignore_files if isinstance(path, str)}
     index = index.with_further({path.partition("/")[0] for path in paths if "/" in path})
     passed = {*passed, *(folder for folder, owner in index.further.items() if owner in passed)}
