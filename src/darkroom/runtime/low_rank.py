@@ -93,8 +93,8 @@ class Delta:
 
     def increase(self, layer: nn.Module, x: Tensor, out: Tensor, scale: float) -> Tensor:
         """`out` plus what the change of the weight, without norms and bias, makes of `x`."""
-        shape = weight_shape(layer)
-        return (out + _apply(layer, x, self.dense(cast(Any, shape), x) * scale)).to(out.dtype)
+        change = self.dense(cast(Any, weight_shape(layer)), x if x.is_floating_point() else out)  # tokens are no numbers
+        return (out + _apply(layer, x, change * scale)).to(out.dtype)
 
     def _add_dense(self, layer: nn.Module, x: Tensor, out: Tensor, scale: float, before: Sequence[tuple[Delta, float]]) -> Tensor:
         base = weight = _wide(cast(Tensor, layer.weight))
@@ -149,7 +149,8 @@ class LowRank(Delta):
         x = x.to(self.down.dtype)
         fresh = not torch.is_grad_enabled() and out.is_contiguous() and out.dtype == x.dtype
         if self.down.ndim == 2:
-            inner = (F.linear(x, self.down) * (scale * self.gain)).reshape(-1, self.rank)  # (N, r)
+            inner = F.linear(x, self.down) if self.mid is None else F.linear(F.linear(x, self.down), self.mid)
+            inner = (inner * (scale * self.gain)).reshape(-1, self.rank)  # (N, r)
             rows = out.reshape(-1, out.shape[-1])
             if fresh:
                 return rows.addmm_(inner, self.up.t()).view(out.shape)
