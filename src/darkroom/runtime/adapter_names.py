@@ -56,10 +56,12 @@ _TAIL = re.compile(r"(.+?)[._](?:" + "|".join(f"(?P<row{i}>{row[3]})" for i, row
 DENOISER = ("unet", "transformer", "prior")  # what a prefix that names no component means: the first of these that there is
 PREFIXES = {
     "lora_unet": "", "lora_transformer": "", "lycoris": "", "diffusion_model": "", "model.diffusion_model": "",
+    "clip_l.transformer": "text_encoder", "clip_g.transformer": "text_encoder_2",
     "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2", "lora_te3": "text_encoder_3",
 }  # fmt: skip
 COMPONENTS = ("unet", "transformer", "prior", "controlnet", "text_encoder", "text_encoder_2", "text_encoder_3")
-_SHELL = re.compile(r"(?:base_model\.model\.|module\.)+")  # what wraps a whole network
+_SHELL = re.compile(r"(?:base_model\.model\.|module\.|text_encoders\.)+")  # what wraps a whole network, or several
+_FLAT = ("lora_", "lycoris_")  # prefixes that only adapters have
 _PREFIX = re.compile("(" + "|".join(re.escape(p) for p in sorted(PREFIXES, key=len, reverse=True)) + r")[._]")
 RENAMES = [(re.compile(pattern), new) for pattern, new in (  # tried in turn, each on what the last one made, until there is such a layer
     (r"\.processor(?=\.)", ""), (r"\.temporal_transformer(?=\.)", ""),
@@ -194,20 +196,11 @@ def parse(
     total, applied, schemes = dict.fromkeys(components, 0), dict.fromkeys(components, 0), set()
     given = {**state, **{_alpha_key(key): torch.tensor(float(value)) for key, value in (alphas or {}).items()}}
     for key, value in given.items():
-        if (tail := _TAIL.fullmatch(key)) is None:
-            ignored[key] = "no tensor of an adapter"
-            continue
-        scheme, kind, role, _ = TAILS[int(str(tail.lastgroup)[3:])]
-        component, name = _component(tail[1], names)
-        layer = names[component].find(name) if component in names else None
-        if scheme == "plain" and not _PREFIX.match(key):
-            component, layer, ignored[key] = None, None, "a weight, not a change of one"
+        component, layer, (scheme, kind, role, _), why = _place(key, names)
         if component in names:
             total[component] += key in state
         if component is None or layer is None:
-            ignored.setdefault(
-                key, f"no such layer in {component}" if component in names else f"there is no {component or 'such component'}"
-            )
+            ignored[key] = why
             continue
         _check(key, value, role, f"{component}.{layer}")
         parts = layers[component, layer]
@@ -228,6 +221,19 @@ def parse(
     return Parsed(deltas, ignored, counts, " and ".join(sorted(schemes - {"", "plain"})) or "LyCORIS", names)
 
 
+def _place(key: str, names: Mapping[str, Names]) -> tuple[str | None, str | None, tuple[str, str, str, str], str]:
+    """The component and the layer that a key is for, None where there is none, the tail's row, and why there is none."""
+    if (tail := _TAIL.fullmatch(_alpha_key(key) if key.endswith(".alpha") else key)) is None:
+        return None, None, ("",) * 4, "no tensor of an adapter"
+    row = TAILS[int(str(tail.lastgroup)[3:])]
+    component, name = _component(tail[1], names)
+    if row[0] == "plain" and not key.startswith(_FLAT):
+        return component, None, row, "a weight, not a change of one"
+    if component is None or component not in names:
+        return component, None, row, f"there is no {component or 'such component'}"
+    return component, names[component].find(name), row, f"no such layer in {component}"
+
+
 def _alpha_key(key: str) -> str:
     """The key that a file would have for an alpha that is given beside it, which may be named after a tensor."""
     bare = key.removesuffix(".alpha")
@@ -243,15 +249,17 @@ def _component(name: str, names: Mapping[str, Names]) -> tuple[str | None, str]:
     if found := _PREFIX.match(name):
         return PREFIXES[found[1]] or bare or None, name[found.end() :]
     first, _, rest = name.partition(".")
-    if rest and (first in names or first in COMPONENTS) and not (bare and names[bare].find(name)):
+    if rest and (first in names or first in COMPONENTS) and not (bare and name in names[bare].table):
         return first, rest
     return bare or None, name
 
 
-def _check(key: str, value: Tensor, role: str, where: str) -> None:
+def _check(key: str, value: object, role: str, where: str) -> None:
+    if not isinstance(value, Tensor):
+        raise AdapterError("No tensor.", where=where, got=f"{key}: {type(value).__name__}", expected="a tensor")
     if role == "alpha" and value.numel() != 1:
         raise AdapterError("An alpha that is no number.", where=where, got=f"{key}: {tuple(value.shape)}", expected="one number")
-    if role != "alpha" and not value.is_floating_point():
+    if role != "alpha" and not value.is_floating_point():  # what is quantised has its scales elsewhere
         raise AdapterError("A tensor of whole numbers.", where=where, got=f"{key}: {value.dtype}", expected="a floating-point type")
     if not torch.isfinite(value).all():
         raise AdapterError("Numbers that are not finite.", where=where, got=key, fix="The file is damaged, or its training failed.")
