@@ -5,7 +5,7 @@ import json
 from functools import cache
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import nn
@@ -166,6 +166,7 @@ def test_every_layer_by_every_scheme(scheme, kind, alpha):
     assert parsed.format == {"lora_A": "PEFT", "lora_d": "kohya"}.get(scheme(kind, "unet", "conv_in")[1][:6], "diffusers")
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.randoms(use_true_random=False), st.sampled_from(SCHEMES), st.integers(1, 60))
 def test_order_and_number_of_keys_do_not_matter(random, scheme, number):
     state, held = file_of(scheme, "two", kernels=False)

@@ -5,11 +5,10 @@ import copy
 from dataclasses import replace
 import pytest
 import torch
-import torch.nn.functional as F
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from darkroom.runtime.adapter_names import parse
-from darkroom.runtime.low_rank import OFT, Difference, LoHa, LoKr, LowRank
+from darkroom.runtime.low_rank import OFT, Difference, LoHa, LoKr, LowRank, weight_shape
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's
 SCALES = (0.0, 0.5, 1.0)
@@ -318,15 +317,10 @@ def test_one_adapter_after_another(first, second):
 
 
 def test_layers_whose_weights_are_no_plain_matrices():
-    """Groups, embeddings and norms."""
+    """Groups of channels, and norms."""
     grouped, x = wide(lambda: nn.Conv2d(8, 6, 3, groups=2)), random(2, 8, 5, 5)
     delta = LowRank(random(2, 4, 3, 3), random(6, 2, 1, 1), 3.0)
     torch.testing.assert_close(delta.add(grouped, x, grouped(x), 0.5), fused(grouped, delta, 0.5)(x))
-    words, tokens = wide(lambda: nn.Embedding(10, 8)), torch.tensor([[1, 2], [9, 0]])
-    delta = LowRank(random(2, 8), random(10, 2), 3.0)
-    torch.testing.assert_close(
-        delta.add(words, tokens, words(tokens), 0.5), F.embedding(tokens, words.weight + delta.dense((10, 8), words.weight) / 2)
-    )
     for norm, x in (
         (nn.LayerNorm(8), random(2, 3, 8)),
         (nn.GroupNorm(2, 8), random(2, 8, 4, 4)),
@@ -334,6 +328,13 @@ def test_layers_whose_weights_are_no_plain_matrices():
     ):
         norm, delta = norm.double(), Difference(random(8), random(8))
         torch.testing.assert_close(delta.add(norm, x, norm(x), 0.5), fused(norm, delta, 0.5)(x))
+
+
+def test_shapes_of_layers():
+    shapes = {nn.Linear(8, 6): (6, 8), nn.Conv2d(8, 6, 3, groups=2): (6, 4, 3, 3), nn.Conv1d(8, 6, 5): (6, 8, 5), nn.LayerNorm(8): (8,)}
+    shapes |= {nn.GroupNorm(2, 8, affine=False): None, nn.ConvTranspose2d(8, 6, 3): None, nn.Embedding(10, 8): None, nn.GELU(): None}
+    for layer, shape in shapes.items():
+        assert weight_shape(layer) == shape
 
 
 def test_group_norms_of_tokens():
