@@ -80,17 +80,21 @@ class Names:
             forms = {name}
             if component.startswith("text_encoder"):  # a level that transformers has dropped for some classes
                 forms |= {"text_model." + name, name.removeprefix("text_model.")}
-            self._enter(name, forms)
-        ours = [f"{name}.weight" for name in self.shapes]
-        for theirs, name in originals[component](ours).items() if component in originals else ():
-            self._enter(name.removesuffix(".weight"), {theirs.removesuffix(".weight")})
-
-    def _enter(self, name: str, forms: set[str]) -> None:
-        for form in forms | {form.replace(".", "_") for form in forms}:
-            self.table[form] = name if self.table.get(form, name) == name else None  # two layers of one name are none
+            for form in forms | {form.replace(".", "_") for form in forms}:
+                self.table[form] = name if self.table.get(form, name) == name else None  # two layers of one name are none
+        self.originals = originals.get(component)
 
     def find(self, name: str) -> str | None:
         """The layer that a file calls `name`."""
+        found = self._look(name)
+        if found is None and self.originals is not None:  # made when first needed
+            for theirs, ours in self.originals([f"{layer}.weight" for layer in self.shapes]).items():
+                for form in (theirs.removesuffix(".weight"), theirs.removesuffix(".weight").replace(".", "_")):
+                    self.table.setdefault(form, ours.removesuffix(".weight"))
+            self.originals, found = None, self._look(name)
+        return found
+
+    def _look(self, name: str) -> str | None:
         if found := self.table.get(name):
             return found
         for pattern, new in RENAMES:
@@ -261,7 +265,7 @@ def _check(key: str, value: object, role: str, where: str) -> None:
         raise AdapterError("An alpha that is no number.", where=where, got=f"{key}: {tuple(value.shape)}", expected="one number")
     if role != "alpha" and not value.is_floating_point():  # what is quantised has its scales elsewhere
         raise AdapterError("A tensor of whole numbers.", where=where, got=f"{key}: {value.dtype}", expected="a floating-point type")
-    if not torch.isfinite(value).all():
+    if not math.isfinite(value.sum(dtype=torch.float32)) and not torch.isfinite(value).all():  # the sum is quicker
         raise AdapterError("Numbers that are not finite.", where=where, got=key, fix="The file is damaged, or its training failed.")
 
 
