@@ -411,7 +411,11 @@ BAD = {  # a file -> what the error says
     "two namings": (GOOD | {f"{TO_Q}.lora_down.weight": torch.zeros(4, 16), f"{TO_Q}.lora_up.weight": torch.ones(16, 4)}, "Two tensors"),
     "halves of two namings": ({f"{QUERY}.lora_A.weight": torch.ones(4, 16), f"{TO_Q}.lora_up.weight": torch.ones(16, 4)}, "More than one naming"),
     "two kinds": ({f"{TO_Q}.lora_down.weight": torch.ones(4, 16), f"{TO_Q}.diff": torch.ones(16, 16)}, "More than one kind"),
-    "norms of a difference": ({f"{TO_Q}.diff": torch.ones(16, 16), f"{TO_Q}.dora_scale": torch.ones(16, 1)}, "no meaning"),
+    "norms of a difference": ({f"{TO_Q}.diff": torch.ones(16, 16), f"{TO_Q}.dora_scale": torch.ones(16, 1)}, "nothing together"),
+    "norms of a rotation": ({f"{TO_Q}.oft_blocks": torch.ones(4, 4, 4), f"{TO_Q}.dora_scale": torch.ones(16, 1)}, "nothing together"),
+    "norms twice": (GOOD | {f"{QUERY}.{tail}": torch.ones(16, 1) for tail in ("dora_scale", "lora_magnitude_vector")}, "nothing together"),
+    "lokr, whole and not": ({f"{TO_Q}.lokr_w1": W1, f"{TO_Q}.lokr_w2": W2, f"{TO_Q}.lokr_w1_a": torch.ones(4, 2)}, "nothing together"),
+    "oft and a bias": ({f"{TO_Q}.oft_blocks": torch.ones(4, 4, 4), f"{TO_Q}.diff_b": torch.ones(16)}, "nothing together"),
     "number of norms": (GOOD | {f"{QUERY}.lora_magnitude_vector": torch.ones(8)}, "another number of rows"),
     "number of norms, kohya": (GOOD | {f"{QUERY}.dora_scale": torch.ones(8, 1)}, "another number of rows"),
     "difference": ({f"{TO_Q}.diff": torch.ones(8, 16)}, "does not fit"),
@@ -477,11 +481,37 @@ def test_an_adapter_for_the_other_model():
         {"alpha_pattern": {".*.*.*": 4}, "r": 4},
         {"alpha_pattern": ["to_q"], "r": 4},
         {"alpha_pattern": {"to_q": "4"}, "r": 4},
+        {"lora_adapter_metadata": "[" * 100_000},
+        {"lora_alpha": 10**400, "r": 4},
     ],
 )
 def test_bad_metadata(metadata):
     with pytest.raises(AdapterError):
         parse(GOOD, components(), metadata=metadata)
+
+
+def test_bad_metadata_of_other_kinds():
+    with pytest.raises(AdapterError):
+        one({"oft_R.weight": torch.randn(1, 6)}, metadata={"num_cayley_neumann_terms": 10**9})
+    with pytest.raises(AdapterError):
+        one({"lokr_w1": W1, "lokr_w2": W2}, metadata={"r": 0, "alpha": 3})
+    assert one({"lokr_w1": W1, "lokr_w2": W2}, metadata={"r": 6, "alpha": 3}).gain == 0.5
+
+
+def test_what_wraps_a_network_is_at_the_front():
+    """A layer's name may have the same words in it."""
+    net = nn.ModuleDict({"motion_module": nn.Linear(4, 4), "module": nn.ModuleDict({"to_q": nn.Linear(4, 4)})})
+    state = {
+        f"unet.{name}.{tail}": torch.ones(4, 4) for name in ("motion_module", "module.to_q") for tail in ("lora_A.weight", "lora_B.weight")
+    }
+    assert set(parse(state, {"unet": net}).deltas["unet"]) == {"motion_module", "module.to_q"}
+
+
+def test_eight_bits():
+    state = {key: value.to(torch.float8_e4m3fn) for key, value in GOOD.items()}
+    assert parse(state, components()).counts["unet"] == (2, 2)
+    with pytest.raises(AdapterError, match="not finite"):
+        parse(GOOD | {f"{QUERY}.lora_A.weight": torch.full((4, 16), torch.nan).to(torch.float8_e4m3fn)}, components())
 
 
 def test_two_copies_of_the_same():
