@@ -31,6 +31,7 @@ from .core.tasks import Panorama as Panorama
 from .core.tasks import Text2Image as Text2Image
 from .core.tasks import Upscale as Upscale
 from .core.tasks import Variation as Variation
+from .errors import AdapterError as AdapterError
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DarkroomError as DarkroomError

@@ -11,7 +11,7 @@ _BY_MODULE = {
         AutoPipelineForText2Video AutoPipelineForVideo2Video pipelines""",
     "core.guidance": "APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG InstructCFG MagnitudeAware NAG PAG SAG SEG SLG TCFG",
     "core.tasks": "Depth2Image Edit Image2Image Inpaint LatentUpscale Panorama Text2Image Upscale Variation",
-    "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
+    "errors": "AdapterError CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
     "families.class_conditional": "ConsistencyModelPipeline DiTPipeline",
     "families.controlled": """StableDiffusionAdapterPipeline StableDiffusionControlNetImg2ImgPipeline
         StableDiffusionControlNetInpaintPipeline StableDiffusionControlNetPAGInpaintPipeline StableDiffusionControlNetPAGPipeline
