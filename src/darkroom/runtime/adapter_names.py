@@ -1,0 +1,360 @@
+"""What the tensors of adapter files are called, and the layers that they belong to.
+
+A key is a prefix that says which component, a layer's name and a tail that says which tensor it is. Layers are looked up in tables made from
+the component's own modules: nothing is guessed from a name.
+"""
+
+from __future__ import annotations
+import difflib
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+import torch
+from torch import Tensor, nn
+from ..errors import AdapterError
+from .low_rank import Delta, LowRank
+
+__all__ = ["Parsed", "parse"]
+
+Originals = Mapping[str, Callable[[Iterable[str]], Mapping[str, str]]]  # component -> a function: our tensors' names -> original name: ours
+MOST = 5  # keys that an error shows
+
+# ---- tails
+
+_NAME = r"(?:\.(?!(?:weight|bias)$)[^.]+)?"  # PEFT may put the adapter's name before the last part
+TAILS: list[tuple[str, str, str, str]] = [  # scheme ("" where any has it), kind ("" where any has it), role, what follows a layer's name
+    ("kohya", "lora", "down", r"lora_down\.weight"),
+    ("kohya", "lora", "up", r"lora_up\.weight"),
+    ("kohya", "lora", "mid", r"lora_mid\.weight"),
+    ("diffusers", "lora", "down", r"lora(?:_linear_layer)?\.down\.weight"),
+    ("diffusers", "lora", "up", r"lora(?:_linear_layer)?\.up\.weight"),
+    ("PEFT", "lora", "down", rf"lora_A{_NAME}\.weight"),
+    ("PEFT", "lora", "up", rf"lora_B{_NAME}\.weight"),
+    ("PEFT", "lora", "bias", rf"lora_B{_NAME}\.bias"),
+    ("", "", "magnitude", rf"lora_magnitude_vector{_NAME}(?:\.weight)?"),
+    ("", "", "alpha", r"alpha"),
+    ("", "", "dora_scale", r"dora_scale"),
+    *(("", "loha", role, rf"hada_{role}{_NAME}") for role in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+    *(("", "lokr", role, rf"lokr_{role}{_NAME}") for role in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
+    ("PEFT", "oft", "in", rf"oft_R{_NAME}\.weight"),
+    ("kohya", "oft", "skew", r"oft_blocks"),
+    ("kohya", "oft", "blocks", r"oft_diag"),
+    ("kohya", "oft", "rescale", r"rescale"),
+    ("kohya", "diff", "change", r"(?:diff|w_norm)"),
+    ("kohya", "", "diff_b", r"(?:diff_b|b_norm)"),
+    ("plain", "diff", "change", r"weight"),  # with a prefix of kohya's only: else these are a network's weights, no change of them
+    ("plain", "", "diff_b", r"bias"),
+]  # fmt: skip
+_TAIL = re.compile(r"(.+?)[._](?:" + "|".join(f"(?P<row{i}>{row[3]})" for i, row in enumerate(TAILS)) + ")", re.DOTALL)
+
+# ---- prefixes and layers
+
+DENOISER = ("unet", "transformer", "prior")  # what a prefix that names no component means: the first of these that there is
+PREFIXES = {
+    "lora_unet": "", "lora_transformer": "", "lycoris": "", "diffusion_model": "", "model.diffusion_model": "",
+    "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2", "lora_te3": "text_encoder_3",
+}  # fmt: skip
+COMPONENTS = ("unet", "transformer", "prior", "controlnet", "text_encoder", "text_encoder_2", "text_encoder_3")
+_SHELL = re.compile(r"(?:base_model\.model\.|module\.)+")  # what wraps a whole network
+_PREFIX = re.compile("(" + "|".join(re.escape(p) for p in sorted(PREFIXES, key=len, reverse=True)) + r")[._]")
+RENAMES = [(re.compile(pattern), new) for pattern, new in (  # tried in turn, each on what the last one made, until there is such a layer
+    (r"\.processor(?=\.)", ""), (r"\.temporal_transformer(?=\.)", ""),
+    (r"\.attention_blocks\.0(?=\.)", ".attn1"), (r"\.attention_blocks\.1(?=\.)", ".attn2"),
+    (r"\.to_out$", ".to_out.0"), (r"\.to_([qkv])$", r".\1_proj"), (r"\.to_out\.0$", ".out_proj"),
+)]  # fmt: skip
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
+
+
+class Names:
+    """The layers of a component: their shapes, and every name that a file may have for them."""
+
+    def __init__(self, component: str, module: nn.Module, originals: Originals):
+        self.shapes = {name: shape for name, part in module.named_modules() if (shape := _shape(part)) is not None}
+        self.table: dict[str, str | None] = {}
+        for name in self.shapes:
+            forms = {name}
+            if component.startswith("text_encoder"):  # a level that transformers has dropped for some classes
+                forms |= {"text_model." + name, name.removeprefix("text_model.")}
+            self._enter(name, forms)
+        ours = [f"{name}.weight" for name in self.shapes]
+        for theirs, name in originals[component](ours).items() if component in originals else ():
+            self._enter(name.removesuffix(".weight"), {theirs.removesuffix(".weight")})
+
+    def _enter(self, name: str, forms: set[str]) -> None:
+        for form in forms | {form.replace(".", "_") for form in forms}:
+            self.table[form] = name if self.table.get(form, name) == name else None  # two layers of one name are none
+
+    def find(self, name: str) -> str | None:
+        """The layer that a file calls `name`."""
+        if found := self.table.get(name):
+            return found
+        for pattern, new in RENAMES:
+            name, changes = pattern.subn(new, name)
+            if changes and (found := self.table.get(name)):
+                return found
+        return None
+
+
+def _shape(module: nn.Module) -> tuple[int, ...] | None:
+    """The shape of a layer's weight, which may be stored in another (quantised) one."""
+    part: Any = module
+    if hasattr(part, "kernel_size") and hasattr(part, "in_channels"):
+        return (part.out_channels, part.in_channels // part.groups, *part.kernel_size)
+    if hasattr(part, "in_features") and hasattr(part, "out_features"):
+        return part.out_features, part.in_features
+    weight = part.weight if isinstance(part, _LAYERS) else None
+    return None if weight is None else tuple(weight.shape)
+
+
+# ---- what comes out
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """The changes that a file makes, by component and layer.
+
+    `ignored` has the keys that belong to no layer, with the reason; `total` how many tensors of the file each component was meant to get, and
+    `applied` how many it gets; `format` names the schemes of the file's keys.
+    """
+
+    deltas: dict[str, dict[str, Delta]]
+    ignored: dict[str, str]
+    total: dict[str, int]
+    applied: dict[str, int]
+    format: str
+    names: Mapping[str, Names] = field(repr=False)
+
+    def nearest(self, key: str, count: int = 3) -> list[str]:
+        """The names of layers that look most like the one in `key`, with their component."""
+        return _nearest(key, self.names, count)
+
+
+def _nearest(key: str, names: Mapping[str, Names], count: int = 3) -> list[str]:
+    if tail := _TAIL.fullmatch(key):
+        key = tail[1]
+    key = _PREFIX.sub("", _SHELL.sub("", key), count=1).replace(".", "_")
+    known = {f"{c}.{layer}".replace(".", "_"): f"{c}.{layer}" for c, own in names.items() for layer in own.shapes}
+    return [known[match] for match in difflib.get_close_matches(key, known, count, 0.3)]
+
+
+class _Found(NamedTuple):
+    key: str
+    value: Tensor
+    scheme: str
+    kind: str
+
+
+class _Layer(NamedTuple):
+    """A layer that a file changes: where it is, for messages, its shape, and what the file has for it by role."""
+
+    where: str
+    shape: tuple[int, ...]
+    parts: dict[str, _Found]
+
+    def wrong(self, what: str, role: str, expected: object, fix: str | None = None) -> AdapterError:
+        found = self.parts[role]
+        return AdapterError(what, where=self.where, got=f"{found.key}: {tuple(found.value.shape)}", expected=expected, fix=fix)
+
+    def get(self, role: str) -> Tensor | None:
+        return self.parts[role].value if role in self.parts else None
+
+    def need(self, *roles: str) -> list[Tensor]:
+        """The tensors of these roles. Raises AdapterError if one is not there."""
+        if lost := [role for role in roles if role not in self.parts]:
+            got = ", ".join(found.key for found in self.parts.values())
+            raise AdapterError(
+                "Half of a pair.", where=self.where, got=got, expected="also " + " and ".join(lost), fix="The file is not whole."
+            )
+        return [self.parts[role].value for role in roles]
+
+    def fit(self, role: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor of a role in a shape that differs by axes of one element at most. Raises AdapterError if it has another."""
+        value = self.parts[role].value
+        if [n for n in value.shape if n != 1] != [n for n in shape if n != 1] or value.shape[:1] != shape[:1]:
+            fix = "The adapter is for another base model; load it into a pipeline of that one."
+            raise self.wrong("A tensor does not fit its layer.", role, shape, fix)
+        return value.reshape(shape)
+
+
+def parse(
+    state: Mapping[str, Tensor], components: Mapping[str, nn.Module], *, metadata: Mapping[str, Any] | None = None,
+    alphas: Mapping[str, float] | None = None, strict: bool = True, originals: Originals | None = None,
+) -> Parsed:  # fmt: skip
+    """What the tensors of an adapter file change in the layers of `components`, such as {"unet": ..., "text_encoder": ...}, of which only the
+    layers' names and shapes are read.
+
+    Args:
+        metadata: of the file: PEFT's configuration, alone or as safetensors files have it under `lora_adapter_metadata`.
+        alphas: values for layers whose alpha is not in `state`, by key; without any, alpha is the rank.
+        strict: raise if a key belongs to no layer; False lists it in `ignored`.
+        originals: component -> function from our tensors' names to {name in the original layout: ours}; `checkpoints.layouts.NAMES` is one.
+    Raises:
+        AdapterError: no key matches, or not all do; a tensor has another shape than its layer, is not finite or has no partner; two schemes
+            of names, or two adapters, for one layer.
+    """
+    names = {component: Names(component, module, originals or {}) for component, module in components.items()}
+    layers: dict[tuple[str, str], dict[str, _Found]] = defaultdict(dict)
+    ignored: dict[str, str] = {}
+    total, applied, schemes = dict.fromkeys(components, 0), dict.fromkeys(components, 0), set()
+    given = {**state, **{_alpha_key(key): torch.tensor(float(value)) for key, value in (alphas or {}).items()}}
+    for key, value in given.items():
+        if (tail := _TAIL.fullmatch(key)) is None:
+            ignored[key] = "no tensor of an adapter"
+            continue
+        scheme, kind, role, _ = TAILS[int(str(tail.lastgroup)[3:])]
+        component, name = _component(tail[1], names)
+        layer = names[component].find(name) if component in names else None
+        if scheme == "plain" and not _PREFIX.match(key):
+            component, layer, ignored[key] = None, None, "a weight, not a change of one"
+        if component in names:
+            total[component] += key in state
+        if component is None or layer is None:
+            ignored.setdefault(
+                key, f"no such layer in {component}" if component in names else f"there is no {component or 'such component'}"
+            )
+            continue
+        _check(key, value, role, f"{component}.{layer}")
+        parts = layers[component, layer]
+        if role in parts and not (parts[role].value.shape == value.shape and torch.equal(parts[role].value, value)):
+            got = f"{parts[role].key} and {key}"
+            raise AdapterError("Two tensors for one place.", where=f"{component}.{layer}", got=got, expected="one adapter in one naming")
+        parts.setdefault(role, _Found(key, value, scheme, kind))
+        applied[component] += key in state
+        schemes.add(scheme)
+    if not layers or (strict and ignored):
+        raise _unmatched(given, ignored, names)
+    deltas: dict[str, dict[str, Delta]] = {component: {} for component in components}
+    configs = _configs(metadata)
+    for (component, layer), parts in layers.items():
+        place = _Layer(f"{component}.{layer}", names[component].shapes[layer], parts)
+        deltas[component][layer] = _delta(place, layer, configs.get(component, configs.get("", {})))
+    return Parsed(deltas, ignored, total, applied, " and ".join(sorted(schemes - {"", "plain"})) or "LyCORIS", names)
+
+
+def _alpha_key(key: str) -> str:
+    """The key that a file would have for an alpha that is given beside it, which may be named after a tensor."""
+    bare = key.removesuffix(".alpha")
+    tail = _TAIL.fullmatch(bare)
+    return (tail[1] if tail else bare) + ".alpha"
+
+
+def _component(name: str, names: Mapping[str, Names]) -> tuple[str | None, str]:
+    """The component that a key without its tail is for, None if none is to be found, and the layer's name in it."""
+    name = _SHELL.sub("", name, count=1)
+    bare = "" if len(names) != 1 else next(iter(names))
+    bare = next((part for part in DENOISER if part in names), bare)
+    if found := _PREFIX.match(name):
+        return PREFIXES[found[1]] or bare or None, name[found.end() :]
+    first, _, rest = name.partition(".")
+    if rest and (first in names or first in COMPONENTS) and not (bare and names[bare].find(name)):
+        return first, rest
+    return bare or None, name
+
+
+def _check(key: str, value: Tensor, role: str, where: str) -> None:
+    if role == "alpha" and value.numel() != 1:
+        raise AdapterError("An alpha that is no number.", where=where, got=f"{key}: {tuple(value.shape)}", expected="one number")
+    if role != "alpha" and not value.is_floating_point():
+        raise AdapterError("A tensor of whole numbers.", where=where, got=f"{key}: {value.dtype}", expected="a floating-point type")
+    if not torch.isfinite(value).all():
+        raise AdapterError("Numbers that are not finite.", where=where, got=key, fix="The file is damaged, or its training failed.")
+
+
+def _unmatched(state: Mapping[str, Tensor], ignored: Mapping[str, str], names: Mapping[str, Names]) -> AdapterError:
+    shown = list(ignored)[:MOST]
+    got = ", ".join(f"{key[:120]} ({ignored[key]})" for key in shown[:3]) or "no tensors"
+    near = dict.fromkeys(name for key in shown[:2] for name in _nearest(key[:200], names))
+    what = f"{len(ignored)} of {len(state)} tensors of the adapter belong to no layer." if state else "The adapter is empty."
+    fix = "The adapter is for another model, or no LoRA."
+    if len(ignored) < len(state):
+        fix = "The adapter is for another model; strict=False applies what does match."
+    return AdapterError(what, where=", ".join(names), got=got, expected="names like " + ", ".join(near) if near else None, fix=fix)
+
+
+# ---- changes
+
+
+def _configs(metadata: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """PEFT's configurations by component, "" for all."""
+    content: Any = dict(metadata or {})
+    if isinstance(text := content.get("lora_adapter_metadata"), str):
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise AdapterError("Metadata that is no JSON.", where="lora_adapter_metadata", got=str(error)) from None
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in content.items() if isinstance(content, dict) else ():
+        component, _, option = str(key).rpartition(".")
+        found[component][option] = value
+    return dict(found)
+
+
+def _alpha(place: _Layer, layer: str, rank: int, config: Mapping[str, Any]) -> float | None:
+    """The alpha of a layer: the file's, PEFT's for names like it, PEFT's, None."""
+    if (value := place.get("alpha")) is not None:
+        return float(value)
+    patterns = config.get("alpha_pattern") or {}
+    chosen = next((p for p in patterns if re.fullmatch(rf"(.*\.)?({p})", layer)), None)
+    alpha = config.get("lora_alpha", config.get("alpha")) if chosen is None else patterns[chosen]
+    if alpha is not None and not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
+        raise AdapterError("An alpha that is no number.", where=place.where, got=alpha, expected="a number")
+    return None if alpha is None else float(alpha)
+
+
+def _norms(place: _Layer) -> Tensor | None:
+    """The norms of DoRA as (out, 1, ...) or (1, in, 1, ...): PEFT's are of rows, others have the shape that says which they are of."""
+    (out, *rest), ones = place.shape, (1,) * (len(place.shape) - 2)
+    if "magnitude" in place.parts:
+        value = place.parts["magnitude"].value
+        if value.numel() != out:
+            raise place.wrong("Norms of another number of rows.", "magnitude", out)
+        return value.reshape(out, 1, *ones)
+    if (scale := place.get("dora_scale")) is None:
+        return None
+    if scale.ndim > 1 and scale.shape[0] == 1 and rest and scale.numel() == rest[0]:
+        return scale.reshape(1, rest[0], *ones)
+    if scale.numel() != out or (scale.ndim and scale.shape[0] != out):
+        raise place.wrong("Norms of another number of rows.", "dora_scale", (out, 1, *ones))
+    return scale.reshape(out, 1, *ones)
+
+
+def _delta(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
+    """The change that a file makes of a layer. Raises AdapterError if its tensors do not belong together, or not to this layer."""
+    found = {role: part for role, part in place.parts.items() if part.scheme not in ("", "plain")}
+    for what, each in (
+        ("naming scheme", {p.scheme for p in found.values()}),
+        ("kind of change", {p.kind for p in place.parts.values()} - {""}),
+    ):
+        if len(each) > 1:
+            got = ", ".join(part.key for part in place.parts.values())
+            raise AdapterError(
+                f"More than one {what} for one layer.", where=place.where, got=got, expected="one of " + ", ".join(sorted(each))
+            )
+    kinds = {part.kind for part in place.parts.values()} - {""}
+    if not kinds and "diff_b" not in place.parts:
+        place.need("down", "up")
+    return BUILD[min(kinds, default="diff")](place, layer, config)
+
+
+def _lora(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
+    down, up = place.need("down", "up")
+    rank, (out, inner, *kernel), ones = down.shape[0] if down.ndim else 0, place.shape, (1,) * (len(place.shape) - 2)
+    if down.ndim < 2 or up.ndim < 2 or up.shape[1] != rank or not rank:
+        raise place.wrong("The two halves have different ranks.", "up", f"(..., {rank}), as {place.parts['down'].key}")
+    mid = place.fit("mid", (rank, rank, *kernel)) if "mid" in place.parts else None
+    down = place.fit("down", (rank, inner, *(kernel if mid is None else ones)))
+    up, stable = place.fit("up", (out, rank, *ones)), bool(config.get("use_rslora"))
+    made = LowRank(down, up, _alpha(place, layer, rank, config), mid, _norms(place), _bias(place, "bias"), stable)
+    own = _bias(place, "diff_b")  # which alpha does not scale
+    return made if own is None else replace(made, bias=own / made.scaling)
+
+
+def _bias(place: _Layer, role: str) -> Tensor | None:
+    return place.fit(role, place.shape[:1]) if role in place.parts else None
+
+
+BUILD: dict[str, Callable[[_Layer, str, Mapping[str, Any]], Delta]] = {"lora": _lora}
