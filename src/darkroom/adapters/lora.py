@@ -112,7 +112,7 @@ def _load(
                 lora.swap(module, found.deltas[name], adapter_name)
             elif found.deltas[name]:
                 lora.attach(module, found.deltas[name], adapter_name)
-    return Applied(adapter_name, {n: (found.applied[n], found.total[n]) for n in components}, found.ignored, found.format)
+    return Applied(adapter_name, {n: found.counts[n] for n in components}, found.ignored, found.format)
 
 
 # ---- weights
@@ -225,44 +225,50 @@ def _prepare(components: Components, target_rank: int, check_compiled: str) -> N
 
 # ---- saving
 
-ROLES = {
-    "down": "lora_A.weight",
-    "up": "lora_B.weight",
-    "bias": "lora_B.bias",
-    "mid": "lora_mid.weight",
-    "dora_scale": "lora_magnitude_vector",
-}
-TAILS = {"loha": "hada_", "lokr": "lokr_"}  # before the roles of these kinds
+PEFT = {"down": "lora_A.weight", "up": "lora_B.weight", "bias": "lora_B.bias", "dora_scale": "lora_magnitude_vector"}
+KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
+OTHERS = {"loha": "hada_{}", "lokr": "lokr_{}"}
+ROTATIONS = {"skew": "oft_blocks", "blocks": "oft_diag", "in": "oft_R.weight"}  # by form
+
+
+def _tensors_of(delta: Any) -> dict[str, Tensor]:
+    """The tensors of one layer's change by the names that files have for them: PEFT's, or those of who knows such a change."""
+    found, tensors = {}, delta.tensors()
+    columns = delta.dora_scale is not None and delta.dora_scale.ndim > 1 and delta.dora_scale.shape[0] == 1
+    if delta.kind == "lora" and delta.mid is None and not columns:
+        if delta.dora_scale is not None:
+            tensors["dora_scale"] = delta.dora_scale.flatten()
+        return {PEFT[role]: tensor for role, tensor in tensors.items()}
+    for role, tensor in tensors.items():
+        if role == "bias":
+            found["diff_b"] = tensor * delta.gain
+        elif role == "dora_scale" or delta.kind == "lora":
+            found[KOHYA.get(role, role)] = tensor
+        elif delta.kind == "oft":
+            found[ROTATIONS[delta.form] if role == "blocks" else role] = tensor
+        else:
+            found["diff" if role == "change" else OTHERS[delta.kind].format(role)] = tensor
+    return found | ({} if delta.alpha is None else {"alpha": torch.tensor(float(delta.alpha))})
 
 
 def _stored(module: nn.Module, name: str, upcast: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An adapter's tensors as PEFT calls them, and what PEFT's configuration says of its ranks and alphas, empty where each alpha is its rank."""
+    """An adapter's tensors by name, and what PEFT's configuration says of its ranks and alphas, empty where each alpha is its rank."""
     deltas = {path: layer._lora.slots[name].delta for path, layer in adapted_layers(module) if name in layer._lora.slots}
-    state: dict[str, Tensor] = {}
-    plain = all(delta.kind == "lora" for delta in deltas.values())
-    for path, delta in deltas.items():
-        tensors = {role: tensor for role, tensor in delta.tensors().items()}
-        if delta.kind == "lora":
-            if delta.dora_scale is not None and delta.dora_scale.ndim > 1 and delta.dora_scale.shape[0] != 1:
-                tensors["dora_scale"] = delta.dora_scale.flatten()
-            state |= {f"{path}.{ROLES[role]}": tensor for role, tensor in tensors.items()}
-        else:
-            state |= {f"{path}.{TAILS.get(delta.kind, '')}{role}": tensor for role, tensor in tensors.items()}
-        if delta.alpha is not None and not plain:
-            state[f"{path}.alpha"] = torch.tensor(float(delta.alpha))
-    state = {key: tensor.float() if upcast and tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    state = {f"{path}.{tail}": tensor for path, delta in deltas.items() for tail, tensor in _tensors_of(delta).items()}
+    state = {key: tensor.float() if upcast else tensor for key, tensor in state.items()}
     ranks = {path: delta.rank for path, delta in deltas.items()}
     alphas = {path: float(delta.rank if delta.alpha is None else delta.alpha) for path, delta in deltas.items()}
-    if not plain or (alphas == ranks and not any(d.rank_stabilized for d in deltas.values())):
+    stable = any(getattr(delta, "rank_stabilized", False) for delta in deltas.values())
+    if not any(".lora_A." in key for key in state) or (alphas == ranks and not stable):
         return state, {}
     (rank, _), (alpha, _) = (Counter(each.values()).most_common(1)[0] for each in (ranks, alphas))
     patterns = {
         "rank_pattern": {p: r for p, r in ranks.items() if r != rank},
         "alpha_pattern": {p: a for p, a in alphas.items() if a != alpha},
     }
-    notes = {"r": rank, "lora_alpha": alpha, **patterns, "target_modules": sorted(deltas)}
-    notes |= {"use_dora": any("magnitude" in k for k in state), "lora_bias": any(k.endswith(".bias") for k in state)}
-    return state, notes | {"use_rslora": any(d.rank_stabilized for d in deltas.values())}
+    notes = {"r": rank, "lora_alpha": alpha, **patterns, "target_modules": sorted(deltas), "use_rslora": stable}
+    ends = {"use_dora": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
+    return state, notes | {option: any(key.endswith(end) for key in state) for option, end in ends.items()}
 
 
 def save_lora(

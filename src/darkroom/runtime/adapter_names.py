@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from ..errors import AdapterError
-from .low_rank import Delta, LowRank
+from .low_rank import OFT, Delta, Difference, LoHa, LoKr, LowRank, weight_shape
 
 __all__ = ["Parsed", "parse"]
 
@@ -56,24 +56,25 @@ _TAIL = re.compile(r"(.+?)[._](?:" + "|".join(f"(?P<row{i}>{row[3]})" for i, row
 DENOISER = ("unet", "transformer", "prior")  # what a prefix that names no component means: the first of these that there is
 PREFIXES = {
     "lora_unet": "", "lora_transformer": "", "lycoris": "", "diffusion_model": "", "model.diffusion_model": "",
+    "clip_l.transformer": "text_encoder", "clip_g.transformer": "text_encoder_2",
     "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2", "lora_te3": "text_encoder_3",
 }  # fmt: skip
 COMPONENTS = ("unet", "transformer", "prior", "controlnet", "text_encoder", "text_encoder_2", "text_encoder_3")
-_SHELL = re.compile(r"(?:base_model\.model\.|module\.)+")  # what wraps a whole network
+_SHELL = re.compile(r"(?:base_model\.model\.|module\.|text_encoders\.)+")  # what wraps a whole network, or several
+_FLAT = ("lora_", "lycoris_")  # prefixes that only adapters have
 _PREFIX = re.compile("(" + "|".join(re.escape(p) for p in sorted(PREFIXES, key=len, reverse=True)) + r")[._]")
 RENAMES = [(re.compile(pattern), new) for pattern, new in (  # tried in turn, each on what the last one made, until there is such a layer
     (r"\.processor(?=\.)", ""), (r"\.temporal_transformer(?=\.)", ""),
     (r"\.attention_blocks\.0(?=\.)", ".attn1"), (r"\.attention_blocks\.1(?=\.)", ".attn2"),
     (r"\.to_out$", ".to_out.0"), (r"\.to_([qkv])$", r".\1_proj"), (r"\.to_out\.0$", ".out_proj"),
 )]  # fmt: skip
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
 
 
 class Names:
     """The layers of a component: their shapes, and every name that a file may have for them."""
 
     def __init__(self, component: str, module: nn.Module, originals: Originals):
-        self.shapes = {name: shape for name, part in module.named_modules() if (shape := _shape(part)) is not None}
+        self.shapes = {name: shape for name, part in module.named_modules() if (shape := weight_shape(part)) is not None}
         self.table: dict[str, str | None] = {}
         for name in self.shapes:
             forms = {name}
@@ -99,17 +100,6 @@ class Names:
         return None
 
 
-def _shape(module: nn.Module) -> tuple[int, ...] | None:
-    """The shape of a layer's weight, which may be stored in another (quantised) one."""
-    part: Any = module
-    if hasattr(part, "kernel_size") and hasattr(part, "in_channels"):
-        return (part.out_channels, part.in_channels // part.groups, *part.kernel_size)
-    if hasattr(part, "in_features") and hasattr(part, "out_features"):
-        return part.out_features, part.in_features
-    weight = part.weight if isinstance(part, _LAYERS) else None
-    return None if weight is None else tuple(weight.shape)
-
-
 # ---- what comes out
 
 
@@ -117,16 +107,20 @@ def _shape(module: nn.Module) -> tuple[int, ...] | None:
 class Parsed:
     """The changes that a file makes, by component and layer.
 
-    `ignored` has the keys that belong to no layer, with the reason; `total` how many tensors of the file each component was meant to get, and
-    `applied` how many it gets; `format` names the schemes of the file's keys.
+    `ignored` has the keys that belong to no layer, with the reason; `counts` how many tensors of the file each component gets, and how many were
+    meant for it; `format` names the schemes of the file's keys.
     """
 
     deltas: dict[str, dict[str, Delta]]
     ignored: dict[str, str]
-    total: dict[str, int]
-    applied: dict[str, int]
+    counts: dict[str, tuple[int, int]]
     format: str
     names: Mapping[str, Names] = field(repr=False)
+
+    @property
+    def total(self) -> int:
+        """The tensors of the file that were meant for any component."""
+        return sum(meant for _, meant in self.counts.values())
 
     def nearest(self, key: str, count: int = 3) -> list[str]:
         """The names of layers that look most like the one in `key`, with their component."""
@@ -188,7 +182,7 @@ def parse(
     layers' names and shapes are read.
 
     Args:
-        metadata: of the file: PEFT's configuration, alone or as safetensors files have it under `lora_adapter_metadata`.
+        metadata: PEFT's configuration, alone, under `adapter_config.json`, or as text under `lora_adapter_metadata`, as safetensors files have it.
         alphas: values for layers whose alpha is not in `state`, by key; without any, alpha is the rank.
         strict: raise if a key belongs to no layer; False lists it in `ignored`.
         originals: component -> function from our tensors' names to {name in the original layout: ours}; `checkpoints.layouts.NAMES` is one.
@@ -202,20 +196,11 @@ def parse(
     total, applied, schemes = dict.fromkeys(components, 0), dict.fromkeys(components, 0), set()
     given = {**state, **{_alpha_key(key): torch.tensor(float(value)) for key, value in (alphas or {}).items()}}
     for key, value in given.items():
-        if (tail := _TAIL.fullmatch(key)) is None:
-            ignored[key] = "no tensor of an adapter"
-            continue
-        scheme, kind, role, _ = TAILS[int(str(tail.lastgroup)[3:])]
-        component, name = _component(tail[1], names)
-        layer = names[component].find(name) if component in names else None
-        if scheme == "plain" and not _PREFIX.match(key):
-            component, layer, ignored[key] = None, None, "a weight, not a change of one"
+        component, layer, (scheme, kind, role, _), why = _place(key, names)
         if component in names:
             total[component] += key in state
         if component is None or layer is None:
-            ignored.setdefault(
-                key, f"no such layer in {component}" if component in names else f"there is no {component or 'such component'}"
-            )
+            ignored[key] = why
             continue
         _check(key, value, role, f"{component}.{layer}")
         parts = layers[component, layer]
@@ -232,7 +217,21 @@ def parse(
     for (component, layer), parts in layers.items():
         place = _Layer(f"{component}.{layer}", names[component].shapes[layer], parts)
         deltas[component][layer] = _delta(place, layer, configs.get(component, configs.get("", {})))
-    return Parsed(deltas, ignored, total, applied, " and ".join(sorted(schemes - {"", "plain"})) or "LyCORIS", names)
+    counts = {component: (applied[component], total[component]) for component in components}
+    return Parsed(deltas, ignored, counts, " and ".join(sorted(schemes - {"", "plain"})) or "LyCORIS", names)
+
+
+def _place(key: str, names: Mapping[str, Names]) -> tuple[str | None, str | None, tuple[str, str, str, str], str]:
+    """The component and the layer that a key is for, None where there is none, the tail's row, and why there is none."""
+    if (tail := _TAIL.fullmatch(_alpha_key(key) if key.endswith(".alpha") else key)) is None:
+        return None, None, ("",) * 4, "no tensor of an adapter"
+    row = TAILS[int(str(tail.lastgroup)[3:])]
+    component, name = _component(tail[1], names)
+    if row[0] == "plain" and not key.startswith(_FLAT):
+        return component, None, row, "a weight, not a change of one"
+    if component is None or component not in names:
+        return component, None, row, f"there is no {component or 'such component'}"
+    return component, names[component].find(name), row, f"no such layer in {component}"
 
 
 def _alpha_key(key: str) -> str:
@@ -250,15 +249,17 @@ def _component(name: str, names: Mapping[str, Names]) -> tuple[str | None, str]:
     if found := _PREFIX.match(name):
         return PREFIXES[found[1]] or bare or None, name[found.end() :]
     first, _, rest = name.partition(".")
-    if rest and (first in names or first in COMPONENTS) and not (bare and names[bare].find(name)):
+    if rest and (first in names or first in COMPONENTS) and not (bare and name in names[bare].table):
         return first, rest
     return bare or None, name
 
 
-def _check(key: str, value: Tensor, role: str, where: str) -> None:
+def _check(key: str, value: object, role: str, where: str) -> None:
+    if not isinstance(value, Tensor):
+        raise AdapterError("No tensor.", where=where, got=f"{key}: {type(value).__name__}", expected="a tensor")
     if role == "alpha" and value.numel() != 1:
         raise AdapterError("An alpha that is no number.", where=where, got=f"{key}: {tuple(value.shape)}", expected="one number")
-    if role != "alpha" and not value.is_floating_point():
+    if role != "alpha" and not value.is_floating_point():  # what is quantised has its scales elsewhere
         raise AdapterError("A tensor of whole numbers.", where=where, got=f"{key}: {value.dtype}", expected="a floating-point type")
     if not torch.isfinite(value).all():
         raise AdapterError("Numbers that are not finite.", where=where, got=key, fix="The file is damaged, or its training failed.")
@@ -278,28 +279,37 @@ def _unmatched(state: Mapping[str, Tensor], ignored: Mapping[str, str], names: M
 # ---- changes
 
 
+_PATTERN = re.compile(r"(?!.*\.\*.*\.\*.*\.\*)(?:\\[.dw]|\[[\w-]+\]|\.\*|[\w.^$-]){1,300}")  # what cannot take long to match
+
+
 def _configs(metadata: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """PEFT's configurations by component, "" for all."""
     content: Any = dict(metadata or {})
-    if isinstance(text := content.get("lora_adapter_metadata"), str):
+    if isinstance(text := content.pop("lora_adapter_metadata", None), str):
         try:
-            content = json.loads(text)
+            own = json.loads(text)
         except ValueError as error:
             raise AdapterError("Metadata that is no JSON.", where="lora_adapter_metadata", got=str(error)) from None
+        content |= own if isinstance(own, dict) else {}
+    beside = content.pop("adapter_config.json", None)
+    content = {key: value for key, value in content.items() if not isinstance(value, str)}  # other text of the header says nothing to us
+    content = {**(beside if isinstance(beside, dict) else {}), **content}
     found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, value in content.items() if isinstance(content, dict) else ():
+    for key, value in content.items():
         component, _, option = str(key).rpartition(".")
         found[component][option] = value
     return dict(found)
 
 
-def _alpha(place: _Layer, layer: str, rank: int, config: Mapping[str, Any]) -> float | None:
+def _alpha(place: _Layer, layer: str, config: Mapping[str, Any]) -> float | None:
     """The alpha of a layer: the file's, PEFT's for names like it, PEFT's, None."""
     if (value := place.get("alpha")) is not None:
         return float(value)
-    patterns = config.get("alpha_pattern") or {}
-    chosen = next((p for p in patterns if re.fullmatch(rf"(.*\.)?({p})", layer)), None)
-    alpha = config.get("lora_alpha", config.get("alpha")) if chosen is None else patterns[chosen]
+    patterns, alpha = config.get("alpha_pattern") or {}, config.get("lora_alpha", config.get("alpha"))
+    if not isinstance(patterns, dict) or not all(map(_PATTERN.fullmatch, patterns)):
+        raise AdapterError("Patterns that are not read.", where="alpha_pattern", got=patterns, expected="names of layers, or parts of some")
+    chosen = next((value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer)), None)
+    alpha = alpha if chosen is None else chosen
     if alpha is not None and not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
         raise AdapterError("An alpha that is no number.", where=place.where, got=alpha, expected="a number")
     return None if alpha is None else float(alpha)
@@ -324,37 +334,105 @@ def _norms(place: _Layer) -> Tensor | None:
 
 def _delta(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
     """The change that a file makes of a layer. Raises AdapterError if its tensors do not belong together, or not to this layer."""
-    found = {role: part for role, part in place.parts.items() if part.scheme not in ("", "plain")}
-    for what, each in (
-        ("naming scheme", {p.scheme for p in found.values()}),
-        ("kind of change", {p.kind for p in place.parts.values()} - {""}),
-    ):
+    found = place.parts.values()
+    kinds, schemes = {part.kind for part in found} - {""}, {part.scheme for part in found} - {"", "plain"}
+    for what, each in (("naming scheme", schemes), ("kind of change", kinds)):
         if len(each) > 1:
-            got = ", ".join(part.key for part in place.parts.values())
-            raise AdapterError(
-                f"More than one {what} for one layer.", where=place.where, got=got, expected="one of " + ", ".join(sorted(each))
-            )
-    kinds = {part.kind for part in place.parts.values()} - {""}
+            got, expected = ", ".join(part.key for part in found), "one of " + ", ".join(sorted(each))
+            raise AdapterError(f"More than one {what} for one layer.", where=place.where, got=got, expected=expected)
     if not kinds and "diff_b" not in place.parts:
         place.need("down", "up")
-    return BUILD[min(kinds, default="diff")](place, layer, config)
+    kind = min(kinds, default="diff")
+    if kind != "diff" and len(place.shape) < 2:
+        raise place.wrong("A change of a matrix for a layer that has none.", next(iter(place.parts)), place.shape)
+    for role in {"oft": ("magnitude", "dora_scale", "diff_b"), "diff": ("magnitude", "dora_scale")}.get(kind, ()):
+        if role in place.parts:
+            raise place.wrong("A tensor that has no meaning here.", role, f"none beside a change of the kind {kind}")
+    made = BUILD[kind](place, layer, config)
+    if kind == "diff" or "diff_b" not in place.parts:
+        return made
+    own = place.fit("diff_b", place.shape[:1])  # which alpha does not scale
+    return replace(made, bias=own / made.gain) if made.gain else Difference(None, own)  # type: ignore[type-var]
+
+
+def _paired(place: _Layer, inner: str, outer: str, axis: int = 1) -> int:
+    """The rank that two tensors have in common: the first's first axis, the second's `axis`."""
+    a, b = place.need(inner, outer)
+    rank = a.shape[0] if a.ndim > 1 else 0
+    if not rank or b.ndim < 2 or b.shape[axis] != rank:
+        raise place.wrong("The two halves have different ranks.", outer, f"{rank} in axis {axis}, as {place.parts[inner].key}")
+    return rank
 
 
 def _lora(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
-    down, up = place.need("down", "up")
-    rank, (out, inner, *kernel), ones = down.shape[0] if down.ndim else 0, place.shape, (1,) * (len(place.shape) - 2)
-    if down.ndim < 2 or up.ndim < 2 or up.shape[1] != rank or not rank:
-        raise place.wrong("The two halves have different ranks.", "up", f"(..., {rank}), as {place.parts['down'].key}")
+    rank, (out, inner, *kernel), ones = _paired(place, "down", "up"), place.shape, (1,) * (len(place.shape) - 2)
     mid = place.fit("mid", (rank, rank, *kernel)) if "mid" in place.parts else None
-    down = place.fit("down", (rank, inner, *(kernel if mid is None else ones)))
-    up, stable = place.fit("up", (out, rank, *ones)), bool(config.get("use_rslora"))
-    made = LowRank(down, up, _alpha(place, layer, rank, config), mid, _norms(place), _bias(place, "bias"), stable)
-    own = _bias(place, "diff_b")  # which alpha does not scale
-    return made if own is None else replace(made, bias=own / made.scaling)
+    down, up = place.fit("down", (rank, inner, *(kernel if mid is None else ones))), place.fit("up", (out, rank, *ones))
+    bias = place.fit("bias", (out,)) if "bias" in place.parts else None
+    return LowRank(down, up, _alpha(place, layer, config), mid, _norms(place), bias, bool(config.get("use_rslora")))
 
 
-def _bias(place: _Layer, role: str) -> Tensor | None:
-    return place.fit(role, place.shape[:1]) if role in place.parts else None
+def _loha(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
+    made: dict[str, Any] = {}
+    (out, inner, *kernel), cores = place.shape, {"t1", "t2"} & place.parts.keys()
+    if cores:
+        place.need("t1", "t2")
+    rank = _paired(place, "w1_b", "w2_b", 0)
+    for a, b, core in (("w1_a", "w1_b", "t1"), ("w2_a", "w2_b", "t2")):
+        _paired(place, b, a, 0 if cores else 1)
+        made[a] = place.fit(a, (rank, out) if cores else (out, rank))
+        made[b] = place.fit(b, (rank, inner) if cores else (rank, inner * math.prod(kernel)))
+        made[core] = place.fit(core, (rank, rank, *kernel)) if cores else None
+    return LoHa(**made, alpha=_alpha(place, layer, config), dora_scale=_norms(place))
 
 
-BUILD: dict[str, Callable[[_Layer, str, Mapping[str, Any]], Delta]] = {"lora": _lora}
+def _lokr(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
+    (out, inner, *kernel), made, core = place.shape, {}, "t2" in place.parts
+    for side in ("w1", "w2"):
+        if side not in place.parts:
+            place.need(f"{side}_a", f"{side}_b")
+            _paired(place, f"{side}_b", f"{side}_a", 0 if core and side == "w2" else 1)
+    a, c = (place.parts["w1"].value.shape * 2)[:2] if "w1" in place.parts else (len(place.need("w1_a")[0]), place.need("w1_b")[0].shape[1])
+    b, d, rank = out // max(a, 1), inner // max(c, 1), 0
+    if a * b != out or c * d != inner:
+        fix = "The adapter is for another base model; load it into a pipeline of that one."
+        role = "w1" if "w1" in place.parts else "w1_a"
+        raise place.wrong("A factor does not divide its layer.", role, f"divisors of {out} and {inner}", fix)
+    shapes: dict[str, tuple[int, ...]] = {"w1": (a, c), "w2": (b, d, *kernel)}
+    for side, rows, columns in (("w1", a, c), ("w2", b, d * math.prod(kernel))):
+        if f"{side}_b" in place.parts:
+            rank = len(place.parts[f"{side}_b"].value)
+            shapes |= {f"{side}_a": (rows, rank), f"{side}_b": (rank, columns)}
+    if core:
+        shapes |= {"w2_a": (rank, b), "w2_b": (rank, d), "t2": (rank, rank, *kernel)}
+    made = {role: place.fit(role, shape) for role, shape in shapes.items() if role in place.parts}
+    alpha = _alpha(place, layer, config)
+    if not rank:  # two whole factors: LyCORIS does not scale them, PEFT by the rank that it was asked for
+        alpha = None if alpha is None or "alpha" in place.parts or not config.get("r") else alpha / config["r"]
+    return LoKr(**made, alpha=alpha, dora_scale=_norms(place))
+
+
+def _difference(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
+    change = place.fit("change", place.shape) if "change" in place.parts else None
+    return Difference(change, place.fit("diff_b", place.shape[:1]) if "diff_b" in place.parts else None)
+
+
+def _oft(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
+    form = next((role for role in ("in", "skew", "blocks") if role in place.parts), "blocks")
+    (blocks,), out, width = place.need(form), place.shape[0], math.prod(place.shape[1:])
+    if form == "in":
+        groups, entries = blocks.shape if blocks.ndim == 2 else (0, 0)
+        size = (1 + math.isqrt(1 + 8 * entries)) // 2
+        if size * (size - 1) != 2 * entries or not entries or (groups * size != width and (groups != 1 or width % size)):
+            raise place.wrong("Rotations of another number of columns.", form, f"(groups, n (n - 1) / 2) of {width} columns")
+        terms = config.get("num_cayley_neumann_terms", 5) if config.get("use_cayley_neumann", True) else 0
+        return OFT(blocks, form=form, terms=int(terms))
+    if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2] or blocks.shape[0] * blocks.shape[1] != out:
+        raise place.wrong("Rotations of another number of rows.", form, f"(groups, n, n) of {out} rows")
+    rescale = place.fit("rescale", (out,)) if "rescale" in place.parts else None
+    return OFT(blocks, _alpha(place, layer, {}), rescale, form)
+
+
+BUILD: dict[str, Callable[[_Layer, str, Mapping[str, Any]], Delta]] = {
+    "lora": _lora, "loha": _loha, "lokr": _lokr, "diff": _difference, "oft": _oft,
+}  # fmt: skip

@@ -5,7 +5,6 @@ so a fork starts with the adapters of its source and neither sees the other's ch
 """
 
 from __future__ import annotations
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -112,8 +111,7 @@ def _blank(kind: type[nn.Module]) -> nn.Module:
 
 
 def _map(delta: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    tensors = {f.name: fn(v) for f in dataclasses.fields(delta) if isinstance(v := getattr(delta, f.name), Tensor)}
-    return replace(delta, **tensors)
+    return replace(delta, **{role: fn(tensor) for role, tensor in delta.tensors().items()})
 
 
 def _moved(carried: Carried, fn: Callable[[Tensor], Tensor], active: bool = False) -> Carried:
@@ -205,7 +203,7 @@ def update(module: nn.Module, network: Network) -> None:
             if (slot := carried.slots.get(name)) is not None:
                 weight = _weight(network.weights[name], path)
                 if slot.scale is not None:
-                    slot.scale.fill_(weight * slot.delta.scaling)
+                    slot.scale.fill_(weight * slot.delta.gain)
                 active.append(_active(slot, weight))
         if [(id(a.delta), a.scale) for a in active] == [(id(a.delta), a.scale) for a in carried.active]:
             continue  # a compiled graph knows these objects
@@ -228,7 +226,10 @@ def _slot(delta: Delta, target_rank: int | None, where: str) -> Slot:
     if delta.rank > target_rank:
         fix = "Call enable_lora_hotswap with the largest rank of all adapters, before the first is loaded."
         raise InputError("The adapter's rank is above that for swapping.", where=where, got=delta.rank, expected=f"{target_rank}", fix=fix)
-    hot = replace(delta.padded(target_rank), alpha=None)  # what it counts by is in the scale
+    down = delta.down.new_zeros(target_rank, *delta.down.shape[1:])
+    up = delta.up.new_zeros(delta.up.shape[0], target_rank, *delta.up.shape[2:])
+    down[: delta.rank], up[:, : delta.rank] = delta.down, delta.up
+    hot = replace(delta, down=down, up=up, alpha=None)  # what it counts by is in the scale
     return Slot(_view(hot, delta), hot, torch.tensor(1.0, device=hot.down.device))
 
 
