@@ -170,11 +170,14 @@ def _weigh(components: Components, names: str | Sequence[str], weights: Weights,
             where = f"adapter_weights: {name}, {component}"
             own = 1.0 if own is None else own
             made[component][name] = _blocks(module, own, where) if isinstance(own, Mapping) else _number(own, where)
-    with _whole(components), torch.no_grad():
+    layers = {component: list(adapted_layers(module)) for component, module in components.items()}
+    with ExitStack() as stack, torch.no_grad():
+        for component, module in components.items():
+            stack.enter_context(lora.whole([module, *(layer for _, layer in layers[component])]))
         for component, module in components.items():
             if (known := network_of(module)).weights:
                 new = {n: w for n, w in made[component].items() if n in known.weights}
-                lora.update(module, replace(known, weights={**known.weights, **new}, active=tuple(names)))
+                lora.update(module, replace(known, weights={**known.weights, **new}, active=tuple(names)), layers[component])
 
 
 def _enable(components: Components, enabled: bool) -> None:
@@ -392,8 +395,10 @@ class LoraPipeline:
     starts with them, and neither sees what the other changes then."""
 
     if TYPE_CHECKING:
-        components: Mapping[str, Any]
         _progress: Mapping[str, Any]
+
+        @property
+        def components(self) -> dict[str, Any]: ...
 
     def _adaptable(self) -> dict[str, nn.Module]:
         found = {n: _plain(c) for n, c in self.components.items() if isinstance(c, nn.Module) and ADAPTABLE.fullmatch(n)}

@@ -151,9 +151,11 @@ def adapted_layers(module: nn.Module) -> Iterator[tuple[str, Adapted]]:
     stack = [("", module)]
     while stack:
         path, part = stack.pop()
-        if isinstance(part, Adapted):
-            yield path, part
-        stack += [(f"{path}.{name}" if path else name, child) for name, child in reversed(part._modules.items()) if child is not None]
+        if "_lora" in part.__dict__:
+            yield path, part  # type: ignore[misc]
+        for name, child in reversed(part._modules.items()):
+            if child is not None:
+                stack.append((f"{path}.{name}" if path else name, child))
 
 
 @contextmanager
@@ -194,10 +196,10 @@ def _weight(weight: Weight, path: str) -> float:
     return weight.get(f"{block[0]}.{block[1]}.attentions.{block[3]}", 1.0) if len(block) > 3 else 1.0
 
 
-def update(module: nn.Module, network: Network) -> None:
-    """Let a network's adapters count as `network` says. To be called inside `whole`, if more than one network changes."""
+def update(module: nn.Module, network: Network, layers: Iterable[tuple[str, Adapted]] | None = None) -> None:
+    """Let a network's adapters count as `network` says. To be called inside `whole`. `layers` are its `adapted_layers`, if known."""
     counted = [n for n in network.active if n not in network.fused] if network.enabled else []
-    for path, layer in adapted_layers(module):
+    for path, layer in adapted_layers(module) if layers is None else layers:
         carried, active = layer._lora, []
         for name in counted:
             if (slot := carried.slots.get(name)) is not None:
