@@ -83,16 +83,15 @@ def _load(
     from ..checkpoints.adapters import Adapter, read_adapter
     from ..checkpoints.layouts import NAMES
 
-    loaded = _loaded(components)
+    loaded = {*_loaded(components), *(name for module in components.values() for name in network_of(module).fused)}
     if hotswap:
         _known(components, adapter_name or "", "adapter_name")
     elif adapter_name in loaded:
-        raise InputError(
-            "An adapter of this name is loaded.", where="adapter_name", got=adapter_name, fix="Choose another, or hotswap=True."
-        )
+        what, fix = "An adapter of this name is loaded, or still fused.", "Choose another, or hotswap=True."
+        raise InputError(what, where="adapter_name", got=adapter_name, fix=fix)
     if adapter_name is not None and (not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name):
         raise InputError("Not a name for an adapter.", where="adapter_name", got=adapter_name, expected="text without dots")
-    number = len(loaded)
+    number = len(_loaded(components))
     while adapter_name is None or (not hotswap and adapter_name in loaded):
         adapter_name, number = f"default_{number}", number + 1
     state = read_adapter(source, **files)

@@ -392,7 +392,8 @@ def _lokr(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
         if side not in place.parts:
             place.need(f"{side}_a", f"{side}_b")
             _paired(place, f"{side}_b", f"{side}_a", 0 if core and side == "w2" else 1)
-    a, c = (place.parts["w1"].value.shape * 2)[:2] if "w1" in place.parts else (len(place.need("w1_a")[0]), place.need("w1_b")[0].shape[1])
+    ends = [place.parts[role].value for role in ("w1", "w1_a", "w1_b") if role in place.parts]
+    a, c = (ends[0].shape[0], ends[-1].shape[1]) if all(end.ndim == 2 for end in ends) else (0, 0)
     b, d, rank = out // max(a, 1), inner // max(c, 1), 0
     if a * b != out or c * d != inner:
         fix = "The adapter is for another base model; load it into a pipeline of that one."

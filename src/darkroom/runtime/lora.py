@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from ..core.strength import THREAD
@@ -28,7 +27,7 @@ class Active(NamedTuple):
     """A delta that counts, by how much, and one of its tensors, which tells where they are."""
 
     delta: Delta
-    scale: float | Tensor
+    scale: Any  # a number, or a tensor of one that can be changed in place
     probe: Tensor
 
 
@@ -37,9 +36,17 @@ class Slot:
     """One adapter in one layer. Where it can be swapped without a compiled graph noticing, `hot` are its tensors, padded with zeros to the largest
     rank, of which `delta` has views, and `scale` holds what they count."""
 
-    delta: Delta
-    hot: LowRank | None = None
+    delta: Any  # a Delta
+    hot: Any = None  # a LowRank
     scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        counts = self.hot or self.delta
+        self.__dict__.update(counts=counts, probe=next(iter(counts.tensors().values())))  # what is applied, and one of its tensors
+
+    if TYPE_CHECKING:
+        counts: Any
+        probe: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +76,8 @@ class Adapted(nn.Module):
     _plain: type[nn.Module]  # the layer's class without
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        out, scale, before = super().forward(x, *args, **kwargs), THREAD.scale, []
+        out, scale = super().forward(x, *args, **kwargs), THREAD.scale
+        before: list[tuple[Delta, Any]] = []
         for delta, weight, _ in self._settled(x):
             weight = weight if scale == 1.0 else weight * scale
             out = delta.add(self, x, out, weight, before)
@@ -78,10 +86,10 @@ class Adapted(nn.Module):
 
     def _settled(self, x: Tensor) -> tuple[Active, ...]:
         """The adapters that count, where and in the dtype that they are needed: the layer's weights may have been moved by others."""
-        active = self._lora.active
-        if active and (active[0].probe.device != x.device or active[0].probe.dtype != x.dtype):
-            if active[0].probe.device != x.device or not torch.is_autocast_enabled(x.device.type):
+        for _, _, probe in self._lora.active:
+            if probe.device != x.device or (probe.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)):
                 self.__dict__["_lora"] = _moved(self._lora, lambda t: t.to(x.device, x.dtype), active=True)
+                break
         return self._lora.active
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -100,14 +108,20 @@ class Adapted(nn.Module):
         return _blank, (self._plain,), {**self.__dict__, "_lora": carried}
 
 
-@cache
-def _adapted(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Adapted{kind.__name__}", (Adapted, kind), {"_plain": kind, "__module__": kind.__module__})
+_CLASSES: dict[Any, Any] = {}
+
+
+def _adapted(kind: Any) -> Any:
+    """The class that layers of this class have while they carry adapters."""
+    return _CLASSES.get(kind) or _CLASSES.setdefault(
+        kind, type(f"Adapted{kind.__name__}", (Adapted, kind), {"_plain": kind, "__module__": kind.__module__})
+    )
 
 
 def _blank(kind: type[nn.Module]) -> nn.Module:
     made = _adapted(kind)
-    return made.__new__(made)
+    blank: nn.Module = made.__new__(made)
+    return blank
 
 
 def _map(delta: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -119,13 +133,13 @@ def _moved(carried: Carried, fn: Callable[[Tensor], Tensor], active: bool = Fals
     counted = {id(a.delta) for a in carried.active}
     slots, now = {}, {}
     for name, slot in carried.slots.items():
-        before = slot.hot or slot.delta
+        before = slot.counts
         if not active or id(before) in counted:
             if slot.hot is None:
                 slot = Slot(_map(slot.delta, fn))
             else:
                 hot = _map(slot.hot, fn)
-                slot = Slot(_view(hot, slot.delta), hot, slot.scale.clone().to(hot.down.device))
+                slot = Slot(_view(hot, slot.delta), hot, torch.clone(slot.scale).to(hot.down.device))  # type: ignore[arg-type]
         slots[name], now[id(before)] = slot, slot
     found = [(now[id(a.delta)], a.scale) for a in carried.active]
     return replace(carried, slots=slots, active=tuple(_active(slot, scale) for slot, scale in found))
@@ -136,9 +150,8 @@ def _view(hot: LowRank, like: LowRank) -> LowRank:
     return replace(like, down=hot.down[: like.rank], up=hot.up[:, : like.rank])
 
 
-def _active(slot: Slot, weight: float | Tensor) -> Active:
-    delta = slot.hot or slot.delta
-    return Active(delta, weight if slot.scale is None else slot.scale, next(iter(delta.tensors().values())))
+def _active(slot: Slot, weight: Any) -> Active:
+    return Active(slot.counts, weight if slot.scale is None else slot.scale, slot.probe)
 
 
 def network_of(module: nn.Module) -> Network:
@@ -182,7 +195,7 @@ def _put(layer: nn.Module, carried: Carried) -> None:
         if not isinstance(layer, Adapted):
             layer.__class__ = _adapted(type(layer))
     elif isinstance(layer, Adapted):
-        layer.__class__ = layer._plain
+        layer.__class__ = layer._plain  # type: ignore[assignment]
         del layer.__dict__["_lora"]
 
 
@@ -209,15 +222,16 @@ def update(module: nn.Module, network: Network, layers: Iterable[tuple[str, Adap
                 active.append(_active(slot, weight))
         if [(id(a.delta), a.scale) for a in active] == [(id(a.delta), a.scale) for a in carried.active]:
             continue  # a compiled graph knows these objects
-        layer.__dict__["_lora"] = replace(carried, active=tuple(active))
+        layer.__dict__["_lora"] = Carried(carried.slots, tuple(active), carried.base)
     module.__dict__["_lora_network"] = network
 
 
-def _fitted(delta: Delta, layer: nn.Module) -> Delta:
+def _fitted(delta: Delta, layer: Any) -> Delta:
     """A delta in the dtype of a layer that computes in floating point, where the layer is."""
     weight = layer.weight
     dtype = weight.dtype if weight.is_floating_point() and weight.itemsize > 1 else None
-    return _map(delta, lambda t: t.to(None if weight.is_meta else weight.device, dtype))
+    fitted: Delta = _map(delta, lambda t: t.to(None if weight.is_meta else weight.device, dtype))
+    return fitted
 
 
 def _slot(delta: Delta, target_rank: int | None, where: str) -> Slot:
@@ -275,9 +289,9 @@ def swap(module: nn.Module, deltas: Mapping[str, Delta], name: str) -> None:
     before = {path: (slot, slot.hot.down.clone(), slot.hot.up.clone()) for path, slot in slots.items()}
     try:
         for path, (slot, _, _) in before.items():
-            new = fresh[path].hot if path in fresh else None
-            slot.hot.down.copy_(new.down) if new is not None else slot.hot.down.zero_()
-            slot.hot.up.copy_(new.up) if new is not None else slot.hot.up.zero_()
+            made = fresh[path].hot if path in fresh else None
+            slot.hot.down.copy_(made.down) if made is not None else slot.hot.down.zero_()
+            slot.hot.up.copy_(made.up) if made is not None else slot.hot.up.zero_()
             like = fresh[path].delta if path in fresh else slot.delta
             there[path]._lora.slots[name] = Slot(_view(slot.hot, like), slot.hot, slot.scale)
         update(module, network)
@@ -295,7 +309,7 @@ def move(layer: Adapted, name: str, device: torch.device) -> None:
     if (slot := layer._lora.slots.get(name)) is not None:
         alone = _moved(Carried({name: slot}), lambda t: t.to(device)).slots[name]
         carried = layer._lora
-        active = tuple(_active(alone, a.scale) if a.delta is (slot.hot or slot.delta) else a for a in carried.active)
+        active = tuple(_active(alone, a.scale) if a.delta is slot.counts else a for a in carried.active)
         layer.__dict__["_lora"] = replace(carried, slots={**carried.slots, name: alone}, active=active)
 
 
@@ -320,16 +334,18 @@ def fuse(module: nn.Module, names: Sequence[str] | None = None, scale: float = 1
     """Replace the weights of this tree's layers by copies with adapters in them; by default those that count. `safe` checks that they are finite.
     Raises InputError for weights that are not of floating point, or results that are not finite, and changes nothing then."""
     network = network_of(module)
-    names = [n for n in (network.active if names is None else names) if n not in network.fused]
+    names = [n for n in (network.active if names is None else names) if n in network.weights and n not in network.fused]
     with whole(layers_of(module, {})):
         for path, layer in adapted_layers(module):
             carried = layer._lora
             if not any(n in carried.slots for n in names):
                 continue
-            own, bias = layer.weight, None if layer.bias is None else layer.bias.detach()
+            net: Any = layer
+            own, bias = net.weight, getattr(net, "bias", None)
+            base: dict[str, Any] = dict(carried.base) or {"weight": own, **({} if bias is None else {"bias": bias})}
+            bias = None if bias is None else bias.detach()
             if not own.is_floating_point() or own.itemsize < 2:
                 raise InputError("Adapters cannot be fused into quantised weights.", where=path, got=own.dtype, fix="Use them unfused.")
-            base = carried.base or {"weight": own, "bias": layer.bias}
             weight, kept = own.detach(), bias
             for name in names:
                 if (slot := carried.slots.get(name)) is not None:
@@ -337,7 +353,8 @@ def fuse(module: nn.Module, names: Sequence[str] | None = None, scale: float = 1
             if safe and not (weight.isfinite().all() and (bias is None or bias.isfinite().all())):
                 raise InputError("Fused weights would not be finite.", where=path, got=", ".join(names), fix="Use a lower weight.")
             layer._parameters["weight"] = nn.Parameter(weight, own.requires_grad)
-            if bias is not kept:
+            if bias is not None and bias is not kept:
+                base.setdefault("bias", None)
                 layer._parameters["bias"] = nn.Parameter(bias, own.requires_grad)
             layer.__dict__["_lora"] = replace(carried, base=base)
         update(module, replace(network, fused=(*network.fused, *names)))
@@ -349,8 +366,9 @@ def unfuse(module: nn.Module) -> None:
     with whole(layers_of(module, {})):
         for _, layer in adapted_layers(module):
             for name, own in layer._lora.base.items():
-                now = layer._parameters[name]  # a fork may have been cast meanwhile
-                same = own is None or (own.dtype, own.device) == (now.dtype, now.device)
-                layer._parameters[name] = own if same else nn.Parameter(own.detach().to(now), own.requires_grad)
+                now: Any = layer._parameters[name]
+                if own is not None and (own.dtype, own.device) != (now.dtype, now.device):  # a fork that was cast
+                    own = nn.Parameter(own.detach().to(now), own.requires_grad)
+                layer._parameters[name] = own
             _put(layer, replace(layer._lora, base={}))
         update(module, replace(network, fused=()))

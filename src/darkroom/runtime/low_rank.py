@@ -93,8 +93,7 @@ class Delta:
 
     def increase(self, layer: nn.Module, x: Tensor, out: Tensor, scale: float) -> Tensor:
         """`out` plus what the change of the weight, without norms and bias, makes of `x`."""
-        change = self.dense(cast(Any, weight_shape(layer)), x if x.is_floating_point() else out)  # tokens are no numbers
-        return (out + _apply(layer, x, change * scale)).to(out.dtype)
+        return (out + _apply(layer, x, self.dense(cast(Any, weight_shape(layer)), x) * scale)).to(out.dtype)
 
     def _add_dense(self, layer: nn.Module, x: Tensor, out: Tensor, scale: float, before: Sequence[tuple[Delta, float]]) -> Tensor:
         base = weight = _wide(cast(Tensor, layer.weight))
@@ -144,7 +143,7 @@ class LowRank(Delta):
 
     def increase(self, layer: nn.Module, x: Tensor, out: Tensor, scale: float) -> Tensor:
         net: Any = layer
-        if isinstance(layer, nn.Embedding) or getattr(net, "groups", 1) != 1:
+        if getattr(net, "groups", 1) != 1:
             return super().increase(layer, x, out, scale)
         x = x.to(self.down.dtype)
         fresh = not torch.is_grad_enabled() and out.is_contiguous() and out.dtype == x.dtype
@@ -341,11 +340,11 @@ def _rotation(blocks: Tensor, form: str, alpha: float | None, terms: int) -> Ten
 def weight_shape(layer: nn.Module) -> tuple[int, ...] | None:
     """The shape of a layer's weight, which may be stored in another (quantised) one; None if this is no layer that adapters change."""
     net: Any = layer
-    if hasattr(net, "kernel_size") and hasattr(net, "in_channels"):
+    if hasattr(net, "_conv_forward"):
         return (net.out_channels, net.in_channels // net.groups, *net.kernel_size)
     if hasattr(net, "in_features") and hasattr(net, "out_features"):
         return net.out_features, net.in_features
-    weight = net.weight if isinstance(layer, (nn.LayerNorm, nn.GroupNorm, nn.Embedding)) else None
+    weight = net.weight if isinstance(layer, (nn.LayerNorm, nn.GroupNorm)) else None
     return None if weight is None else tuple(weight.shape)
 
 
@@ -364,8 +363,6 @@ def _apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = No
     net: Any = layer
     if hasattr(net, "kernel_size"):
         return net._conv_forward(x, weight, bias)
-    if isinstance(layer, nn.Embedding):
-        return F.embedding(x, weight)
     if isinstance(layer, nn.LayerNorm):
         return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
     if isinstance(layer, nn.GroupNorm):
