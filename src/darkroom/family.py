@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor
+from .adapters.lora import LoraPipeline
 from .core.codec import LatentCodec
 from .core.guidance import CFG
 from .core.inputs import Inputs, combine, field, signature
 from .core.loop import batched, denoise
 from .core.media import tensor_to_images
+from .core.strength import adapters_at, scale_in
 from .core.types import Branch, Conditioning, Control, Guidance, Run, Task
 from .errors import InputError
 from .outputs import Output
@@ -46,7 +48,7 @@ class CallInputs(Inputs):
     callback_steps: int = field("Call `callback` every so many steps.", 1, minimum=1, integer=True)
 
 
-class Family(DiffusionPipeline):
+class Family(LoraPipeline, DiffusionPipeline):
     """The base of darkroom's pipelines.
     A family sets components (annotations), `codec`, `inputs`, and implements `encode` and `denoise_once`. A concrete class adds a `task` and,
     where it has them, guidance `terms`. From these follow the signature of the call, its checks, and the loop.
@@ -240,7 +242,8 @@ class Family(DiffusionPipeline):
             raise InputError("This is no guidance.", where="guidance", got=got, expected="such as CFG(5)", fix=fix)
         guidance = copy.deepcopy(inputs.guidance) or self.guidance(inputs)  # terms keep what they record, so a call has its own
         branch = guidance.needs_negative and not self.guidance_distilled
-        cond = self.adapt(inputs, self.encode(inputs, branch or getattr(guidance, "reads_negative", False)))
+        with adapters_at(scale_in(getattr(inputs, "cross_attention_kwargs", None))):
+            cond = self.adapt(inputs, self.encode(inputs, branch or getattr(guidance, "reads_negative", False)))
         if self.control is not None:
             cond = self.control.prepare(self, inputs, cond)
         cond = guidance.prepare(cond, self)

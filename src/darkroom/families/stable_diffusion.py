@@ -193,7 +193,7 @@ class LatentText(PromptedUNet):
         windows = self.windows([(self.tokenizer, (prompt, negative_prompt))], prompt_embeds) if prompt_syntax == "weighted" else 0
         if prompt_embeds is None:
             prompts = prompt_list(prompt, "prompt")
-            options = {"device": device, "clip_skip": clip_skip, "windows": windows}
+            options = {"device": device, "clip_skip": clip_skip, "windows": windows, "lora_scale": lora_scale}
             prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts, **options)
         rows = prompt_embeds.shape[0]
         prompt_embeds = prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
@@ -203,7 +203,8 @@ class LatentText(PromptedUNet):
             texts = prompt_list("" if negative_prompt is None else negative_prompt, "negative_prompt")
             texts = texts * rows if len(texts) == 1 else texts
             # layers are never skipped here: checkpoints are used so
-            negative_prompt_embeds = encode_text(self.tokenizer, self.text_encoder, texts, device=device, warn=False, windows=windows)
+            options = {"device": device, "warn": False, "windows": windows, "lora_scale": lora_scale}
+            negative_prompt_embeds = encode_text(self.tokenizer, self.text_encoder, texts, **options)
         return prompt_embeds, negative_prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
+from ..adapters.lora import LoraNetwork
 from ..checkpoints.files import PathLike
 from ..config import Configurable, check_network
 from ..core.attention import Attend, backend, sdpa
+from ..core.strength import adapters_at, scale_in
 from ..errors import ConfigError
 from ..outputs import Output
 
@@ -17,7 +19,7 @@ __all__ = ["Model", "as_batch", "choose"]
 T = TypeVar("T")
 
 
-class Model(Configurable, nn.Module):
+class Model(Configurable, LoraNetwork, nn.Module):
     """A network over a frozen configuration.
     A subclass sets `Config` and `Result` and implements `build(config)`, which creates the submodules, and `forward`, which returns a
     plain tensor, or a tuple of some. Calling the network wraps them in `Result`, or in a tuple with `return_dict=False`.
@@ -41,7 +43,8 @@ class Model(Configurable, nn.Module):
         raise TypeError(f"{type(self).__name__} does not say how it is built")
 
     def __call__(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        out = super().__call__(*args, **kwargs)
+        with adapters_at(scale_in(kwargs.get("cross_attention_kwargs"))):
+            out = super().__call__(*args, **kwargs)
         parts = out if isinstance(out, tuple) else (out,)
         return self.Result(*parts) if return_dict else parts
 
