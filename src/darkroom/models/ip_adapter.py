@@ -143,23 +143,6 @@ KINDS: dict[str, tuple[str, type[ImageTokens]]] = {  # by a tensor that no kind 
     "norm.weight": ("FaceID", FaceID),
     "latents": ("plus", Plus),
 }
-_RESPELLED = {  # the resampler's layers, as diffusers calls them
-    "ln0": "0.norm1", "ln1": "0.norm2", "attn.to_q": "0.to_q", "attn.to_kv": "0.to_kv", "attn.to_out.0": "0.to_out", "attn.to_out": "0.to_out",
-    "ff.0": "1.0", "ff.1.net.0.proj": "1.1", "ff.1.net.2": "1.3",
-}  # fmt: skip
-
-
-def respelled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A projection's tensors by their usual names; keys and values that are apart are joined."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name.endswith("attn.to_k.weight") and (values := name.replace("to_k", "to_v")) in tensors:
-            name, tensor = name.replace("to_k", "to_kv"), torch.cat([tensor, tensors[values]])
-        head, _, leaf = name.rpartition(".")
-        begin, _, rest = head.partition("layers.")
-        number, _, part = rest.partition(".")
-        found[f"{begin}layers.{number}.{_RESPELLED[part]}.{leaf}" if part in _RESPELLED else name] = tensor
-    return {name: tensor for name, tensor in found.items() if not name.endswith("attn.to_v.weight")}
 
 
 class Reader(NamedTuple):
@@ -226,7 +209,7 @@ class IPAdapter(nn.Module):
         count, without LoRA layers. Raises CheckpointError for an unknown kind, or if they do not fit the denoiser or each other.
         """
         prefix = "image_proj."
-        projection = respelled({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        projection = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         own = {n: t for n, t in tensors.items() if n.startswith("ip_adapter.") and "_lora." not in n}
         if not projection or not own:
             got, expected = ", ".join(sorted(tensors)[:5]) or "nothing", "tensors of image_proj and of ip_adapter"
