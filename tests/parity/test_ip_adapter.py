@@ -94,6 +94,25 @@ def test_face_embeddings(pair, name, scale):
     compare(pipes, CALL | {"ip_adapter_image_embeds": [face(2 if scale > 1 else 1)], "guidance_scale": scale})
 
 
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_face_embeddings_with_lora_layers(pair, name):
+    """Such files hold LoRA layers for all attention; unloading takes them out again, others stay."""
+    pipes = pair(name)
+    tensors = ip_adapters.adapter(pipes[1].unet, "FaceID", lora=True)
+    plain = made(pipes[1])
+    pipes[0].load_ip_adapter(tensors, None, None, image_encoder_folder=None)
+    pipes[1].load_ip_adapter(tensors)
+    with_lora = compare(pipes, CALL | {"ip_adapter_image_embeds": [face(2)]})
+    pipes[1].load_ip_adapter(ip_adapters.adapter(pipes[1].unet, "FaceID"))
+    assert abs(made(pipes[1], ip_adapter_image_embeds=[face(2)]) - with_lora).max() > 1e-3
+    broken = {**tensors, "ip_adapter": {n: t for n, t in tensors["ip_adapter"].items() if n != "0.to_q_lora.up.weight"}}
+    with pytest.raises(CheckpointError):
+        pipes[1].load_ip_adapter([tensors, broken])
+    assert not pipes[1].get_list_adapters()
+    pipes[1].unload_ip_adapter()
+    assert np.array_equal(made(pipes[1]), plain)
+
+
 @pytest.mark.parametrize("shortcut", [None, 1.0, 0.4])
 def test_face_embeddings_and_what_is_seen(pair, shortcut):
     pipes = pair("StableDiffusionPipeline", "FaceID plus")

@@ -216,12 +216,11 @@ class IPAdapters(Base):
         try:
             for i, state in enumerate(states):
                 if state:
-                    taken = {name for own in self.get_list_adapters().values() for name in own}
+                    taken, active = self.get_list_adapters().get("unet", []), self.denoiser.active_adapters()
                     name = next(n for j in count() if (n := f"faceid_{i}" + f"_{j}" * (j > 0)) not in taken)
-                    active = self.get_active_adapters()
                     self.load_lora_weights(state, adapter_name=name)
                     names.append(name)
-                    self.set_adapters([*active, name])
+                    self.denoiser.set_adapter([*active, name])  # beside what is there
         except BaseException:
             self._drop_loras(names)
             raise
