@@ -21,8 +21,9 @@ def encoder() -> Any:
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**size, image_size=32, patch_size=8, projection_dim=POOLED)).eval()
 
 
-def projection(kind: str, dim: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that make tokens `dim` wide."""
+def projection(kind: str, dim: int, real: bool = False) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that make tokens `dim` wide; `real` ones are as wide as those for Stable Diffusion 1.5."""
+    pooled, states, inner, latents, width = (1024, 1280, 768, 16, 768) if real else (POOLED, STATES, 64, TOKENS, 24)
 
     def linear(name: str, out: int, width: int) -> dict[str, tuple[int, ...]]:
         return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
@@ -31,25 +32,25 @@ def projection(kind: str, dim: int) -> dict[str, tuple[int, ...]]:
         return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
     def resampler(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
-        found = {**linear("proj_in", width, STATES), **linear("proj_out", dim, width), **norm("norm_out", dim)}
+        found = {**linear("proj_in", width, states), **linear("proj_out", dim, width), **norm("norm_out", dim)}
         for i in range(4):
             found |= {**norm(f"layers.{i}.0.norm1", width), **norm(f"layers.{i}.0.norm2", width), **norm(f"layers.{i}.1.0", width)}
-            found |= {f"layers.{i}.0.to_q.weight": (64, width), f"layers.{i}.0.to_kv.weight": (128, width)}
-            found |= {f"layers.{i}.0.to_out.weight": (width, 64)}
+            found |= {f"layers.{i}.0.to_q.weight": (inner, width), f"layers.{i}.0.to_kv.weight": (2 * inner, width)}
+            found |= {f"layers.{i}.0.to_out.weight": (width, inner)}
             found |= {f"layers.{i}.1.1.weight": (4 * width, width), f"layers.{i}.1.3.weight": (width, 4 * width)}
         return {prefix + name: shape for name, shape in found.items()}
 
     face = {**linear("proj.0", 2 * FACE, FACE), **linear("proj.2", TOKENS * dim, 2 * FACE), **norm("norm", dim)}
     return {
-        "base": {**linear("proj", TOKENS * dim, POOLED), **norm("norm", dim)},
-        "plus": {"latents": (1, TOKENS, 24), **resampler("", 24)},
-        "full face": {**linear("proj.0", STATES, STATES), **linear("proj.2", dim, STATES), **norm("proj.3", dim)},
+        "base": {**linear("proj", TOKENS * dim, pooled), **norm("norm", dim)},
+        "plus": {"latents": (1, latents, width), **resampler("", width)},
+        "full face": {**linear("proj.0", states, states), **linear("proj.2", dim, states), **norm("proj.3", dim)},
         "FaceID": face,
         "FaceID plus": {**face, **resampler("perceiver_resampler.", dim)},
     }[kind]
 
 
-def adapter(unet: Any, kind: str = "base", *, lora: bool = False, seed: int = 0) -> dict[str, dict[str, Tensor]]:
+def adapter(unet: Any, kind: str = "base", *, lora: bool = False, real: bool = False, seed: int = 0) -> dict[str, dict[str, Tensor]]:
     """The nested dictionaries of a published file, for a darkroom UNet; with `lora` those of its layers, too."""
     g = torch.Generator().manual_seed(seed)
     layers = readers(unet)
@@ -64,7 +65,7 @@ def adapter(unet: Any, kind: str = "base", *, lora: bool = False, seed: int = 0)
         for i, (_, m) in enumerate(attention_layers(unet)):
             for name, part in (("to_q", m.to_q), ("to_k", m.to_k), ("to_v", m.to_v), ("to_out", m.to_out[0])):
                 read |= {f"{i}.{name}_lora.down.weight": (4, part.in_features), f"{i}.{name}_lora.up.weight": (part.out_features, 4)}
-    shapes = {"image_proj": projection(kind, layers[0].context), "ip_adapter": read}
+    shapes = {"image_proj": projection(kind, layers[0].context, real), "ip_adapter": read}
     return {part: {name: random(name, shape) for name, shape in own.items()} for part, own in shapes.items()}
 
 

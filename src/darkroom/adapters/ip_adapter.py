@@ -31,6 +31,7 @@ __all__ = ["IPAdapters", "LoadedIPAdapter"]
 
 logger = logging.getLogger("darkroom")
 CLIP_SIZE = 224  # pixels, where no image encoder says it
+WIDTHS = {"pooled": "projection_dim", "states": "hidden_size"}  # of an image encoder, by what an adapter reads
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.|mid_block\.")
 
 
@@ -114,42 +115,48 @@ class IPAdapters(Base):
         from ..checkpoints.adapters import read_adapter
 
         given = [v if isinstance(v, list) else [v] for v in (pretrained_model_name_or_path_or_dict, subfolder, weight_name)]
-        many = max(map(len, given))
-        if {len(v) for v in given} - {1, many} or not all(given):
-            got = ", ".join(str(len(v)) for v in given)
-            raise InputError(
-                "Lists of several lengths.", where="load_ip_adapter", got=got, expected="one entry per adapter, or one for all"
-            )
+        if {len(v) for v in given} - {1, many := max(map(len, given))}:
+            got, expected = [len(v) for v in given], "one entry per adapter, or one for all"
+            raise InputError("Lists of several lengths.", where="load_ip_adapter", got=got, expected=expected)
         hub.pop("low_cpu_mem_usage", None)  # accepted from older programs
-        layers, found, loras = readers(self.denoiser), [], []
-        encoder = getattr(self, "image_encoder", None)
+        layers, before, found, loras = readers(self.denoiser), self._ip_brought, [], []
+        parts = {n: getattr(self, n, None) for n in ("image_encoder", "feature_extractor") if n in self.declared().components}
+        new = {n: None if n in before.components else part for n, part in parts.items()}  # what an earlier load brought may be replaced
         for source, folder, name in zip(*(v * many if len(v) == 1 else v for v in given)):
             tensors = read_adapter(source, subfolder=folder, weight_name=name, default_names=(), **hub)
             network = IPAdapter.from_tensors(tensors, layers, tensors.where)
             found.append(LoadedIPAdapter(network.to(self.denoiser.device, self.denoiser.dtype), dict.fromkeys(network.homes, 1.0)))
             loras.append(self._lora_of(tensors))
-            if encoder is None and image_encoder_folder is not None and network.image_proj.reads != "face":
-                encoder = self._load_encoder(source, folder, image_encoder_folder, hub)
-            self._check_encoder(network, encoder, tensors.where)
-        own = {n: v for n, v in (("image_encoder", encoder), ("feature_extractor", None)) if n in self.declared().components}
-        new = {n: v for n, v in own.items() if getattr(self, n, None) is None}
-        if "feature_extractor" in new:
+            if network.image_proj.reads != "face" and "image_encoder" in new:
+                if new["image_encoder"] is None and self._fits(network, parts["image_encoder"]):
+                    new["image_encoder"] = parts["image_encoder"]
+                elif new["image_encoder"] is None and image_encoder_folder is not None:
+                    new["image_encoder"] = self._load_encoder(source, folder, image_encoder_folder, hub)
+                if new["image_encoder"] is not None and not self._fits(network, new["image_encoder"]):
+                    what, fix = (
+                        "The adapter reads another image encoder.",
+                        'Say where its own lies: image_encoder_folder="models/image_encoder".',
+                    )
+                    got = {n: getattr(new["image_encoder"].config, n) for n in WIDTHS.values()}
+                    raise CheckpointError(
+                        what, where=f"{tensors.where}, image_encoder", got=got, expected=network.image_proj.width, fix=fix
+                    )
+        if "feature_extractor" in new and new["feature_extractor"] is None:
             from transformers import CLIPImageProcessor
 
+            encoder = new.get("image_encoder")
             size = CLIP_SIZE if encoder is None else encoder.config.image_size
             new["feature_extractor"] = CLIPImageProcessor(size=size, crop_size=size)
-        before = self._ip_brought
         names = self._load_loras(loras)
         self._drop_loras(before.loras)
-        self.register_modules(**{n: v for n, v in new.items() if v is not None})
-        brought = Brought((*before.components, *(n for n, v in new.items() if v is not None)), names)
-        self.__dict__.update(_ip_adapters=tuple(found), _ip_brought=brought)
+        self.register_modules(**new)
+        brought = [n for n, part in new.items() if part is not None and (n in before.components or parts[n] is None)]
+        self.__dict__.update(_ip_adapters=tuple(found), _ip_brought=Brought(tuple(brought), names))
 
     def unload_ip_adapter(self) -> None:
         """Forget the adapters, and what was loaded with them: image encoder, preprocessing and LoRA layers. Other pipelines keep theirs."""
-        brought = self._ip_brought
-        self._drop_loras(brought.loras)
-        self.register_modules(**dict.fromkeys(brought.components))
+        self._drop_loras(self._ip_brought.loras)
+        self.register_modules(**dict.fromkeys(n for n in self._ip_brought.components if n in self.components))
         self.__dict__.update(_ip_adapters=(), _ip_brought=Brought())
 
     def inherit(self, source: DiffusionPipeline) -> None:
@@ -186,28 +193,18 @@ class IPAdapters(Base):
             raise CheckpointError(what, where=where, got=error.got or place, expected=error.expected, fix=error.fix or fix) from error
 
     @staticmethod
-    def _check_encoder(network: IPAdapter, encoder: Any, where: object) -> None:
-        """Raise CheckpointError if an image encoder is not the one that an adapter reads."""
-        key = {"pooled": "projection_dim", "states": "hidden_size"}.get(network.image_proj.reads)
-        if encoder is None or key is None or getattr(encoder.config, key) == network.image_proj.width:
-            return
-        what, fix = (
-            "The adapter reads another image encoder.",
-            'Load it with the adapter: image_encoder_folder="models/image_encoder", for example.',
-        )
-        got, expected = f"{key} {getattr(encoder.config, key)}", network.image_proj.width
-        raise CheckpointError(what, where=f"{where}, image_encoder", got=got, expected=expected, fix=fix)
+    def _fits(network: IPAdapter, encoder: Any) -> bool:
+        """Whether an image encoder is one that an adapter reads."""
+        return encoder is not None and getattr(encoder.config, WIDTHS[network.image_proj.reads]) == network.image_proj.width
 
     def _lora_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The LoRA layers in an adapter's file, which numbers all attention layers, by the names that LoRA files give them."""
         sites, found = [site for site, _ in attention_layers(self.denoiser)], {}
         for name, tensor in tensors.items():
-            prefix, _, rest = name.partition(".")
-            number, _, rest = rest.partition(".")
-            if prefix == "ip_adapter" and "_lora." in rest:
-                if not number.isdigit() or int(number) >= len(sites):
+            if match := re.fullmatch(r"ip_adapter\.(\d{1,4})\.(\w+_lora\..+)", name):
+                if (number := int(match[1])) >= len(sites):
                     raise CheckpointError("The adapter is for another base model.", got=name, expected=f"{len(sites)} attention layers")
-                found[f"unet.{sites[int(number)]}.processor.{rest}"] = tensor
+                found[f"unet.{sites[number]}.processor.{match[2]}"] = tensor
         return found
 
     def _load_loras(self, states: Sequence[Mapping[str, Tensor]]) -> tuple[str, ...]:
@@ -306,10 +303,7 @@ class IPAdapters(Base):
             if guided and len(entry) == 1 and reads != "states":
                 entry = torch.cat([torch.zeros_like(entry), entry])  # what no picture looks like to these
             if guided and (len(entry) % 2 or (states is not None and len(states) % 2)):
-                what, fix = (
-                    "With guidance the first half of the rows is for no picture.",
-                    "prepare_ip_adapter_image_embeds makes both halves.",
-                )
+                what, fix = "With guidance the first half of the rows is for no picture.", "Use prepare_ip_adapter_image_embeds."
                 raise InputError(what, where=where, got=tuple(entry.shape), expected=f"two halves, {expected}", fix=fix)
             halves = [x if x is None else x.unflatten(0, (2 if guided else 1, -1)) for x in (entry, states)]
             found.append((halves[0], halves[1]))
@@ -325,9 +319,7 @@ class IPAdapters(Base):
         if kinds and (image is None) == (embeds is None):
             got, expected = "neither" if image is None else "both", "ip_adapter_image or ip_adapter_image_embeds"
             fix = "unload_ip_adapter() goes without." if image is None else None
-            raise InputError(
-                "An IP-Adapter is loaded, which reads a picture.", where="ip_adapter_image", got=got, expected=expected, fix=fix
-            )
+            raise InputError("An IP-Adapter is loaded: it reads a picture.", where="ip_adapter_image", got=got, expected=expected, fix=fix)
         if image is not None and (faces := [kind for kind in kinds if "FaceID" in kind]):
             fix = "Pass what the face recognition network says as ip_adapter_image_embeds."
             raise InputError("This adapter reads face embeddings.", where="ip_adapter_image", got=f"a picture, for {faces[0]}", fix=fix)
@@ -337,16 +329,13 @@ class IPAdapters(Base):
         if not self._ip_adapters:
             return cond
         pairs = self._embeds(inputs.ip_adapter_image, inputs.ip_adapter_image_embeds, cond.negative is not None)
-        rows, prompts = next(iter(cond.positive.cond.values())).shape[0], self.count(inputs) // inputs.num_images_per_prompt
-        tokens = []
+        rows, tokens = next(iter(cond.positive.cond.values())).shape[0], []
         for (embeds, states), own in zip(pairs, self._ip_adapters):
             made = own.tokens(embeds, states)  # (S, R, n, T, C)
-            if made.shape[1] not in (1, prompts, rows):
-                got, expected = made.shape[1], f"1, {prompts} (the prompts) or {rows} (the results)"
+            if rows % made.shape[1]:
+                what, where, got = "Embeddings for another number of results.", "ip_adapter_image_embeds", made.shape[1]
                 fix = None if cond.negative is not None else "Without guidance there is no negative half."
-                raise InputError(
-                    "Embeddings for another number of results.", where="ip_adapter_image_embeds", got=got, expected=expected, fix=fix
-                )
+                raise InputError(what, where=where, got=got, expected=f"1, or a part of {rows}", fix=fix)
             tokens.append(made if made.shape[1] == 1 else made.repeat_interleave(rows // made.shape[1], 1))
         scales = [own.scale for own in self._ip_adapters]
         masks = check_masks((inputs.cross_attention_kwargs or {}).get("ip_adapter_masks"), [t.shape[2] for t in tokens], scales)

@@ -20,10 +20,15 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class ImageTokens(nn.Module):
-    """What the networks share: `reads` says what they make T tokens of, `width` how wide that is."""
+    """What the networks share: they make T tokens of what `reads` says, which is `width` wide."""
 
     reads: Literal["pooled", "states", "face"]  # the encoder's image embedding, its states below the last layer, or a face embedding
     width: int
+
+
+def mlp(shapes: Shapes) -> list[nn.Module]:
+    (hidden, width), (out, _) = shapes["proj.0.weight"], shapes["proj.2.weight"]
+    return [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out)]
 
 
 class Pooled(ImageTokens):
@@ -33,11 +38,24 @@ class Pooled(ImageTokens):
 
     def __init__(self, shapes: Shapes):
         super().__init__()
-        (out, self.width), (dim,) = shapes["proj.weight"], shapes["norm.weight"]
-        self.proj, self.norm = nn.Linear(self.width, out), nn.LayerNorm(dim)
+        self.proj, self.norm = self.projection(shapes), nn.LayerNorm(shapes["norm.weight"][0])
+
+    def projection(self, shapes: Shapes) -> nn.Module:
+        out, self.width = shapes["proj.weight"]
+        return nn.Linear(self.width, out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.proj(x).unflatten(-1, (-1, *self.norm.normalized_shape)))
+
+
+class FaceID(Pooled):
+    """The kind "FaceID": T tokens of a face recognition network's embedding, (n, width) to (n, T, C)."""
+
+    reads = "face"
+
+    def projection(self, shapes: Shapes) -> nn.Module:
+        self.width = shapes["proj.0.weight"][1]
+        return nn.Sequential(*mlp(shapes))
 
 
 class FullFace(ImageTokens):
@@ -47,8 +65,8 @@ class FullFace(ImageTokens):
 
     def __init__(self, shapes: Shapes):
         super().__init__()
-        (hidden, self.width), (out, _) = shapes["proj.0.weight"], shapes["proj.2.weight"]
-        self.proj = nn.Sequential(nn.Linear(self.width, hidden), nn.GELU(), nn.Linear(hidden, out), nn.LayerNorm(out))
+        self.width = shapes["proj.0.weight"][1]
+        self.proj = nn.Sequential(*mlp(shapes), nn.LayerNorm(shapes["proj.3.weight"][0]))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)
@@ -75,7 +93,7 @@ class Resampler(nn.Module):
     def __init__(self, shapes: Shapes):
         super().__init__()
         (dim, self.width), (out, _) = shapes["proj_in.weight"], shapes["proj_out.weight"]
-        depth = 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith("layers.")), default=-1)
+        depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
 
         def layer(i: int) -> nn.ModuleList:
             inner, wide = shapes[f"layers.{i}.0.to_q.weight"][0], shapes[f"layers.{i}.1.1.weight"][0]
@@ -104,20 +122,6 @@ class Plus(Resampler, ImageTokens):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x, self.latents)
-
-
-class FaceID(ImageTokens):
-    """The kind "FaceID": T tokens of a face recognition network's embedding, (n, width) to (n, T, C)."""
-
-    reads = "face"
-
-    def __init__(self, shapes: Shapes):
-        super().__init__()
-        (hidden, self.width), (out, _), (dim,) = shapes["proj.0.weight"], shapes["proj.2.weight"], shapes["norm.weight"]
-        self.proj, self.norm = nn.Sequential(nn.Linear(self.width, hidden), nn.GELU(), nn.Linear(hidden, out)), nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x).unflatten(-1, (-1, *self.norm.normalized_shape)))
 
 
 class FaceIDPlus(FaceID):
@@ -214,7 +218,6 @@ class IPAdapter(nn.Module):
         if not projection or not own:
             got, expected = ", ".join(sorted(tensors)[:5]) or "nothing", "tensors of image_proj and of ip_adapter"
             raise CheckpointError("This is no IP-Adapter.", where=where, got=got, expected=expected)
-        cls._check_layers(own, layers, where)
         kind, network = next((KINDS[name] for name in KINDS if name in projection), (None, None))
         if network is None:
             known = "; ".join(f"{kind} ({name})" for name, (kind, _) in KINDS.items())
@@ -222,51 +225,31 @@ class IPAdapter(nn.Module):
         try:
             with torch.device("meta"):
                 adapter = cls(network({n: tuple(t.shape) for n, t in projection.items()}), layers)
-        except Exception as error:  # a shape that is missing or of another rank
+                width = adapter.image_proj(*adapter._examples()).shape[-1]
+        except Exception as error:  # a tensor that is missing, or of a shape that has no meaning
             got = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"The image projection is not that of the kind {kind}.", where=where, got=got) from None
-        adapter.kind = kind
-        given = {**own, **{prefix + name: tensor for name, tensor in projection.items()}}
-        expected_shapes = {n: tuple(p.shape) for n, p in adapter.state_dict().items()}
-        wrong = sorted(given.keys() ^ expected_shapes.keys())
-        wrong += sorted(n for n in given.keys() & expected_shapes.keys() if tuple(given[n].shape) != expected_shapes[n])
-        if wrong:
-            got, expected = (shapes.get(wrong[0], "nothing") for shapes in ({n: tuple(t.shape) for n, t in given.items()}, expected_shapes))
-            raise CheckpointError(
-                f"Tensors of an IP-Adapter ({kind}) do not fit each other.", where=f"{where}: {wrong[0]}", got=got, expected=expected
-            )
-        if odd := sorted(n for n, t in given.items() if not t.is_floating_point()):
-            raise CheckpointError(
-                "A tensor of another kind.", where=f"{where}: {odd[0]}", got=given[odd[0]].dtype, expected="floating point"
-            )
-        with torch.no_grad():
-            width = adapter.image_proj(*adapter._examples()).shape[-1]
-        if layers and width != layers[0].context:
-            expected = f"{layers[0].context}, the width of the denoiser's context"
-            raise CheckpointError(
-                "The adapter is for another base model.", where=where, got=f"image tokens {width} wide", expected=expected
-            )
+        adapter.kind, given = kind, {**own, **{prefix + name: tensor for name, tensor in projection.items()}}
+        shapes, fits = ({n: tuple(t.shape) for n, t in tensors.items()} for tensors in (given, adapter.state_dict()))
+        if odd := [n for n, t in given.items() if not t.is_floating_point()]:
+            raise CheckpointError("A tensor of another kind.", where=f"{where}: {odd[0]}", got=given[odd[0]].dtype, expected="floats")
+        wrong = min(
+            (n for n in shapes.keys() | fits.keys() if shapes.get(n) != fits.get(n)), key=lambda n: (n[:3], len(n), n), default=None
+        )
+        if wrong is not None and wrong.startswith(prefix):
+            what = f"The image projection is not that of the kind {kind}."
+            raise CheckpointError(what, where=f"{where}: {wrong}", got=shapes.get(wrong), expected=fits.get(wrong))
+        if wrong is not None or (layers and width != layers[0].context):
+            what, fix = "The adapter is for another base model.", "Load one for the model that this denoiser belongs to."
+            many, context = len({name.split(".")[1] for name in own}), layers[0].context if layers else None
+            expected = f"{wrong} {fits.get(wrong)}, tokens {context} wide for {len(layers)} layers"  # type: ignore[arg-type]
+            got = f"{wrong} {shapes.get(wrong)}, tokens {width} wide for {many}"  # type: ignore[arg-type]
+            raise CheckpointError(what, where=where, got=got, expected=expected, fix=fix)
         adapter.load_state_dict(given, assign=True)
         return adapter.requires_grad_(False).eval()
 
     def _examples(self) -> list[Tensor]:
-        """What the projection reads, on "meta"."""
-        face, states = (torch.empty(shape, device="meta") for shape in ((1, self.image_proj.width), (1, 2, self.image_proj.width)))
-        if isinstance(self.image_proj, FaceIDPlus):
-            return [face, torch.empty(1, 2, self.image_proj.perceiver_resampler.width, device="meta")]
-        return [states if self.image_proj.reads == "states" else face]
-
-    @staticmethod
-    def _check_layers(own: Mapping[str, Tensor], layers: Sequence[Reader], where: object) -> None:
-        """Raise CheckpointError for projections that are not those of these layers."""
-        expected = {
-            f"ip_adapter.{2 * i + 1}.to_{part}_ip.weight": (layer.inner, layer.context) for i, layer in enumerate(layers) for part in "kv"
-        }
-        got = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        wrong = [name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)]
-        if not wrong:
-            return
-        first = min(wrong, key=lambda name: (int(number) if (number := name.split(".")[1]).isdigit() else 0, name))
-        what, fix = "The adapter is for another base model.", "Load one that belongs to this denoiser, such as one for SDXL with SDXL."
-        found = f"{first}: {got.get(first, 'nothing')}, of {len({n.split('.')[1] for n in got})} layers"
-        raise CheckpointError(what, where=where, got=found, expected=f"{expected.get(first, 'nothing')}, of {len(layers)} layers", fix=fix)
+        """What the projection reads."""
+        network = self.image_proj
+        example = torch.empty(1, 2, network.width) if network.reads == "states" else torch.empty(1, network.width)
+        return [example, *([torch.empty(1, 2, network.perceiver_resampler.width)] if isinstance(network, FaceIDPlus) else [])]
