@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ..errors import CheckpointError
 
-__all__ = ["IPAdapter", "Reader", "attention_layers", "readers"]
+__all__ = ["FaceID", "FaceIDPlus", "FullFace", "IPAdapter", "Plus", "Pooled", "Reader", "attention_layers", "readers"]
 
 HEAD = 64  # channels of an attention head in the resamplers
 Shapes = Mapping[str, Sequence[int]]
