@@ -343,6 +343,48 @@ def adapters(options: Options) -> Iterator[Row]:
     yield Row("the same, in time", *(share(got[f"{n} True"], 1) for n in LIBRARIES), unit="ms")
 
 
+@case("ip_adapter", "1 x", "one process, both UNets over the same random weights of SD 1.5 size, embeddings given, per step of a call of 3")
+def ip_adapter(options: Options) -> Iterator[Row]:
+    import diffusers
+    import torch
+    from families import ip_adapters, tiny
+    import darkroom
+
+    config, size, steps = NARROW if options.quick else SD15, 8 if options.quick else 64 if options.device != "cpu" else 16, 3
+    torch.manual_seed(SEED)
+    theirs = diffusers.UNet2DConditionModel(**config).eval()
+    with torch.device("meta"):
+        ours = darkroom.UNet2DConditionModel(**config).eval()
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    pipes, latents, shapes = {}, {}, {"base": (2, 1, 1024), "plus": (2, 1, 257, 1280)}
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.sd(folder)
+        for lib, unet in ((darkroom, ours), (diffusers, theirs)):
+            pipe = lib.StableDiffusionPipeline.from_pretrained(folder, unet=unet, requires_safety_checker=False)
+            pipe.to(options.device).set_progress_bar_config(disable=True)
+            pipes[lib.__name__] = pipe
+    context = torch.randn(2, 1, 77, 768).to(options.device)
+    call = dict(zip(("prompt_embeds", "negative_prompt_embeds"), context), num_inference_steps=steps, output_type="latent")
+    call |= {"height": 2 * size, "width": 2 * size}
+
+    def candidate(name: str, embeds: torch.Tensor) -> Callable[[], float]:
+        def run() -> None:
+            seeded = torch.Generator().manual_seed(SEED)
+            latents[name] = pipes[name](**call, ip_adapter_image_embeds=[embeds], generator=seeded).images
+
+        return clock(run, options.device)
+
+    for kind, shape in shapes.items():
+        tensors = ip_adapters.adapter(ours, kind, real=True)
+        for pipe in pipes.values():
+            pipe.load_ip_adapter(tensors, None, None, image_encoder_folder=None)
+        embeds = torch.randn(shape).to(options.device)
+        runs = {name: candidate(name, embeds) for name in pipes}
+        got = interleave(runs, 2 if options.quick else 15, budget=90)
+        note = f"latents differ by {(latents['darkroom'] - latents['diffusers']).abs().max():.1e}"
+        yield Row(f"a step with {kind}, latents of {size}", *(share(got[n], steps) for n in LIBRARIES), unit="ms", limit=1, note=note)
+
+
 @case(
     "large", "0.6 x float32, 0.35 x to bfloat16 in 1.1 x the result's memory, 0.6 x SDXL in shards", "a fresh process each, page cache warm"
 )

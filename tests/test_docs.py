@@ -18,6 +18,7 @@ PAGES = [
     "docs/text-to-image.md",
     "docs/image-to-image.md",
     "docs/inpainting.md",
+    "docs/ip-adapter.md",
     "docs/perturbed-attention.md",
     "docs/lora.md",
     "docs/errors.md",

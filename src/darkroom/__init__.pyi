@@ -102,6 +102,7 @@ from .models.unet_spatio_temporal_condition import UNetSpatioTemporalConditionMo
 from .models.vq_model import VQModel as VQModel
 from .pipeline import DiffusionPipeline as DiffusionPipeline
 from .runtime.fork import fork as fork
+from .runtime.ip_adapter import IPAdapterMaskProcessor as IPAdapterMaskProcessor
 from .schedulers.ddim import DDIMInverseScheduler as DDIMInverseScheduler
 from .schedulers.ddim import DDIMParallelScheduler as DDIMParallelScheduler
 from .schedulers.ddim import DDIMScheduler as DDIMScheduler

@@ -46,6 +46,7 @@ _BY_MODULE = {
     "models.vq_model": "VQModel",
     "pipeline": "DiffusionPipeline",
     "runtime.fork": "fork",
+    "runtime.ip_adapter": "IPAdapterMaskProcessor",
     "schedulers.ddim": "DDIMInverseScheduler DDIMParallelScheduler DDIMScheduler",
     "schedulers.ddpm": "DDPMParallelScheduler DDPMScheduler",
     "schedulers.deis_multistep": "DEISMultistepScheduler",

@@ -66,6 +66,7 @@ class Family(LoraPipeline, DiffusionPipeline):
     predict: ClassVar[Any] = staticmethod(batched)
     callback_tensors: ClassVar[tuple[str, ...]] = ("latents",)
     size_step: ClassVar[int] = 1  # height and width are multiples of this and of the codec's factor
+    in_run: ClassVar[Mapping[str, str]] = {}  # methods that in a callback act on the run alone, by another that receives it
     middle_site: ClassVar[str] = ""  # the self-attention layer in the middle of the denoiser
     Output: ClassVar[type[Output]] = ImagePipelineOutput
     Inputs: ClassVar[type[Inputs]]
@@ -299,6 +300,8 @@ class RunView:
             return len(self._run.timesteps)
         if name == "do_classifier_free_guidance":
             return self._run.cond.negative is not None
+        if name in self._pipe.in_run:
+            return functools.partial(getattr(self._pipe, self._pipe.in_run[name]), self._run)
         return getattr(*self._home(name))
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
+from ..adapters.ip_adapter import IPAdapters
 from ..core.codec import ScaledCodec
 from ..core.guidance import PAG, SAG, InstructCFG
 from ..core.inputs import field
@@ -50,9 +51,11 @@ class PromptInputs(CallInputs):
     eta: float = field("Noise added in DDIM steps: 0 is deterministic, 1 is DDPM.", 0.0, minimum=0, maximum=1)
     prompt_embeds: Tensor | None = field("Encoded prompts, (B, M, d), in place of `prompt`.")
     negative_prompt_embeds: Tensor | None = field("Encoded negative prompts, of the same shape.")
-    ip_adapter_image: Any = field("A picture for the IP-Adapter, if one is loaded.")
-    ip_adapter_image_embeds: list[Tensor] | None = field("Encoded pictures for the IP-Adapter.")
-    cross_attention_kwargs: dict[str, Any] | None = field('Options of attention layers; "scale" weighs LoRA layers.')
+    ip_adapter_image: Any = field("A picture for the IP-Adapter that is loaded; a list has one, or a list of some, for each adapter.")
+    ip_adapter_image_embeds: list[Any] | None = field("Encoded pictures, (rows, pictures, ...) for each IP-Adapter, negative half first.")
+    cross_attention_kwargs: dict[str, Any] | None = field(
+        'Options of attention layers; "scale" weighs LoRA layers, "ip_adapter_masks" says where pictures count.'
+    )
     prompt_syntax: str = field('"weighted" reads "(word:1.3)" and prompts of any length.', "plain", choices=("plain", "weighted"))
     clip_skip: int | None = field("How many of the text encoder's last layers to skip.", None, minimum=0, integer=True)
 
@@ -106,7 +109,7 @@ class Edited(LatentUNet):
         return super().denoise_once(torch.cat([x, branch.cond["image_latents"]], 1), t, branch, run)  # (B, 2C, H, W)
 
 
-class PromptedUNet(LatentUNet):
+class PromptedUNet(IPAdapters, LatentUNet):
     """What Stable Diffusion and its successors share: such a network, conditioned on prompts through CLIP text encoders."""
 
     prompts: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")  # arguments; embeddings take the place of each
@@ -132,8 +135,7 @@ class PromptedUNet(LatentUNet):
                 if (got := len(prompt_list(texts, name))) != prompts:
                     what, expected = f"There must be one {name.replace('_', ' ')} per prompt.", f"{prompts} of them, or one string for all"
                     raise InputError(what, where=name, got=got, expected=expected)
-        if inputs.ip_adapter_image is not None or inputs.ip_adapter_image_embeds is not None:
-            raise InputError("No IP-Adapter is loaded.", where="ip_adapter_image", expected="None")
+        self.check_ip_adapter(inputs)
 
     def count(self, inputs: Any) -> int:
         embeds = inputs.prompt_embeds
