@@ -159,5 +159,8 @@ from .schedulers.unipc_multistep import SASolverScheduler as SASolverScheduler
 from .schedulers.unipc_multistep import UniPCMultistepScheduler as UniPCMultistepScheduler
 from .utils import load_image as load_image
 from .utils import make_image_grid as make_image_grid
+from .video import export_to_gif as export_to_gif
+from .video import export_to_video as export_to_video
+from .video import load_video as load_video
 
 __version__: str

@@ -72,6 +72,7 @@ _BY_MODULE = {
     "schedulers.two_stage": "DPMSolverSDEScheduler HeunDiscreteScheduler KDPM2AncestralDiscreteScheduler KDPM2DiscreteScheduler",
     "schedulers.unipc_multistep": "SASolverScheduler UniPCMultistepScheduler",
     "utils": "load_image make_image_grid",
+    "video": "export_to_gif export_to_video load_video",
 }
 
 NAMES: dict[str, str] = {name: module for module, names in _BY_MODULE.items() for name in names.split()}
