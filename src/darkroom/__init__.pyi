@@ -84,6 +84,8 @@ from .families.unconditional import DDPMPipeline as DDPMPipeline
 from .families.unconditional import RePaintPipeline as RePaintPipeline
 from .family import Family as Family
 from .family import ImagePipelineOutput as ImagePipelineOutput
+from .image_processor import VaeImageProcessor as VaeImageProcessor
+from .image_processor import VideoProcessor as VideoProcessor
 from .models.auto import AutoModel as AutoModel
 from .models.autoencoder_kl import AutoencoderKL as AutoencoderKL
 from .models.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder as AutoencoderKLTemporalDecoder

@@ -32,6 +32,7 @@ _BY_MODULE = {
     "families.stable_video_diffusion": "StableVideoDiffusionPipeline",
     "families.unconditional": "DDIMPipeline DDPMPipeline RePaintPipeline",
     "family": "Family ImagePipelineOutput",
+    "image_processor": "VaeImageProcessor VideoProcessor",
     "models.auto": "AutoModel",
     "models.autoencoder_kl": "AutoencoderKL",
     "models.autoencoder_kl_temporal_decoder": "AutoencoderKLTemporalDecoder",
