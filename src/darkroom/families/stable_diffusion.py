@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
+from ..adapters.textual_inversion import TextualInversion
 from ..core.codec import ScaledCodec
 from ..core.guidance import PAG, SAG, InstructCFG
 from ..core.inputs import field
@@ -109,7 +110,7 @@ class Edited(LatentUNet):
         return super().denoise_once(torch.cat([x, branch.cond["image_latents"]], 1), t, branch, run)  # (B, 2C, H, W)
 
 
-class PromptedUNet(LatentUNet):
+class PromptedUNet(TextualInversion, LatentUNet):
     """What Stable Diffusion and its successors share: such a network, conditioned on prompts through CLIP text encoders."""
 
     prompts: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")  # arguments; embeddings take the place of each
