@@ -87,6 +87,14 @@ class LatentUNet(Family):
         """Whether guidance is distilled into the network: there is no negative branch then."""
         return self.unet.config.time_cond_proj_dim is not None
 
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """FreeU in this pipeline's UNet, see `UNet.enable_freeu`. For SD 1.x 0.9, 0.2, 1.5, 1.6 are usual, for SDXL 0.6, 0.4, 1.1, 1.2."""
+        self.denoiser.enable_freeu(s1, s2, b1, b2)
+
+    def disable_freeu(self) -> None:
+        """The UNet as it was."""
+        self.denoiser.disable_freeu()
+
     def conditions(self, branch: Branch) -> dict[str, Any]:
         """The arguments of the denoiser, and of a control beside it, that say what to picture."""
         return {"encoder_hidden_states": branch.cond["context"]}
