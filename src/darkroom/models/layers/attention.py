@@ -39,6 +39,7 @@ class Conditions:
     mask: Tensor | None = None
     context_mask: Tensor | None = None
     attend: Attend = sdpa
+    objects: Tensor | None = None  # tokens of things in their places (B, K, C), which gated layers read
 
 
 class TokenGroupNorm(nn.GroupNorm):
@@ -170,9 +171,39 @@ class FeedForward(nn.Sequential):
         super().__init__(OrderedDict(net=nn.Sequential(*layers)))
 
 
+class _Placed(Attention):
+    """Self-attention that no guidance and no adapter knows: it has no site."""
+
+    def __init__(self, dim: int, heads: int, dim_head: int):
+        super().__init__(dim, None, heads, dim_head)
+        del self.site
+
+    def forward(self, x: Tensor, attend: Attend = sdpa) -> Tensor:  # type: ignore[override]
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.to_q, self.to_k, self.to_v))  # 3 x (B, h, N, d)
+        return self.to_out(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GatedAttention(nn.Module):
+    """A layer that was added to a trained network: tokens attend to each other and to objects, as far as two gates are open (Li et al. 2023,
+    GLIGEN, eq. 8)."""
+
+    def __init__(self, dim: int, level: Level):
+        super().__init__()
+        self.linear = nn.Linear(level.context_dim or dim, dim)
+        self.attn, self.ff = _Placed(dim, level.heads, dim // level.heads), FeedForward(dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.alpha_attn, self.alpha_dense = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor, objects: Tensor, attend: Attend) -> Tensor:
+        """(B, N, C) and (B, K, context_dim) to (B, N, C)."""
+        both = self.norm1(torch.cat([x, self.linear(objects)], 1))
+        x = self.alpha_attn.tanh() * self.attn(both, attend)[:, : x.shape[1]] + x
+        return self.alpha_dense.tanh() * self.ff(self.norm2(x)) + x
+
+
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and a feed-forward network, each after a norm and around a residual.
-    `only_cross`: the first attention reads the context too.
+    `only_cross`: the first attention reads the context too. Of type "gated" a further attention reads objects in between.
     """
 
     def __init__(self, dim: int, level: Level):
@@ -185,9 +216,12 @@ class BasicTransformerBlock(nn.Module):
         self.attn2 = Attention(dim, level.context_dim, **size)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
+        self.fuser = None if level.attention_type == "default" else GatedAttention(dim, level)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         x = self.attn1(self.norm1(x), cond.context if self.only_cross else None, cond.mask, cond.attend) + x  # (B, N, C)
+        if self.fuser is not None and cond.objects is not None:
+            x = self.fuser(x, cond.objects, cond.attend)
         x = self.attn2(self.norm2(x), cond.context, cond.context_mask, cond.attend) + x
         return unless_skipped(self.ff(self.norm3(x)), cond.attend, self.attn1.site.removesuffix("attn1") + "ff") + x
 
@@ -224,7 +258,7 @@ class DualTransformer2D(nn.Module):
 
     def __init__(self, level: Level):
         super().__init__()
-        plain = replace(level, depth=1, use_linear_projection=False, only_cross=False, upcast_attention=False)
+        plain = replace(level, depth=1, use_linear_projection=False, only_cross=False, upcast_attention=False, attention_type="default")
         self.transformers = nn.ModuleList(Transformer2D(plain) for _ in self.LENGTHS)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
