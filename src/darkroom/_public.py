@@ -9,7 +9,8 @@ __all__ = ["NAMES", "lazy"]
 _BY_MODULE = {
     "auto": """AutoPipelineForImage2Image AutoPipelineForImage2Video AutoPipelineForInpainting AutoPipelineForText2Image
         AutoPipelineForText2Video AutoPipelineForVideo2Video pipelines""",
-    "core.guidance": "APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG InstructCFG MagnitudeAware NAG PAG SAG SEG SLG TCFG",
+    "core.guidance": """APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG InstructCFG MagnitudeAware NAG PAG PromptFusion PromptPart
+        SAG SEG SLG TCFG TokenMerging""",
     "core.tasks": "Depth2Image Edit Image2Image Inpaint LatentUpscale Panorama Text2Image Upscale Variation",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
     "families.class_conditional": "ConsistencyModelPipeline DiTPipeline",
