@@ -18,10 +18,13 @@ from .core.guidance import InstructCFG as InstructCFG
 from .core.guidance import MagnitudeAware as MagnitudeAware
 from .core.guidance import NAG as NAG
 from .core.guidance import PAG as PAG
+from .core.guidance import PromptFusion as PromptFusion
+from .core.guidance import PromptPart as PromptPart
 from .core.guidance import SAG as SAG
 from .core.guidance import SEG as SEG
 from .core.guidance import SLG as SLG
 from .core.guidance import TCFG as TCFG
+from .core.guidance import TokenMerging as TokenMerging
 from .core.tasks import Depth2Image as Depth2Image
 from .core.tasks import Edit as Edit
 from .core.tasks import Image2Image as Image2Image

@@ -114,3 +114,75 @@ def test_blocks_of_other_kinds():
     unet = darkroom.UNet2DModel(block_out_channels=(32, 32), down_block_types=ways["Down"], up_block_types=ways["Up"])
     with pytest.raises(InputError, match="SkipUpBlock"):
         unet.enable_freeu(**SETTING)
+
+
+# ---- joined projections
+
+
+def test_joined_projections_give_the_same(path):
+    pipes = [lib.StableDiffusionPipeline.from_pretrained(path, requires_safety_checker=False) for lib in (diffusers, darkroom)]
+    pipes[0].text_encoder.__dict__["text_model"] = pipes[0].text_encoder
+    base, ours = picture(pipes[1]), pipes[1]
+    weights = {name: p for name, p in ours.unet.named_parameters()}
+    for pipe in pipes:
+        pipe.fuse_qkv_projections()
+    joined = picture(ours)
+    np.testing.assert_allclose(joined, picture(pipes[0]), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(joined, base, atol=1e-5, rtol=0)
+    layers = [m for network in (ours.unet, ours.vae) for m in network.modules() if hasattr(m, "fused")]
+    assert layers and all(m.joined is not None for m in layers if m.site and "encoder" not in m.site)
+    assert {name: p for name, p in ours.unet.named_parameters()} == weights
+    child = darkroom.StableDiffusionPipeline.from_pipe(ours)
+    ours.unfuse_qkv_projections()
+    assert np.array_equal(picture(ours), base) and all(m.joined is None for m in layers)
+    assert np.array_equal(picture(child), joined)
+
+
+def test_joined_projections_follow_their_layers():
+    """Weights that are replaced, changed in place, cast, or that an adapter stands in front of."""
+    torch.manual_seed(0)
+    layer = darkroom.models.layers.attention.Attention(8, None, 2, 4)
+    x = torch.randn(2, 5, 8)
+
+    def same() -> torch.Tensor:
+        layer.fused = False
+        plain = layer(x)
+        layer.fused = True
+        torch.testing.assert_close(layer(x), plain, atol=1e-6, rtol=1e-5)
+        return plain
+
+    with torch.no_grad():
+        before = same()
+        known = layer.joined
+        same()
+        assert layer.joined is known
+        layer.to_k.weight.mul_(2)
+        changed = same()
+        layer.to_v.weight = torch.nn.Parameter(torch.randn(8, 8))
+        assert not torch.equal(changed, before) and not torch.equal(same(), changed)
+        layer.to(torch.float64)
+        x = x.double()
+        same()
+
+        class Adapted(torch.nn.Linear):
+            def forward(self, x):
+                return super().forward(x) + 1
+
+        layer.to_q.__class__ = Adapted
+        same()
+        assert layer.joined is None
+
+
+def test_projections_that_cannot_be_joined():
+    ways = {"down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D")}
+    ways["up_block_types"] = ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D")
+    options = {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "cross_attention_dim": 8, "layers_per_block": 1}
+    added = darkroom.UNet2DConditionModel(block_out_channels=(32, 64), **options, **ways)
+    ways = {"down_block_types": ("KDownBlock2D", "KCrossAttnDownBlock2D"), "up_block_types": ("KCrossAttnUpBlock2D", "KUpBlock2D")}
+    options |= {"mid_block_type": None, "norm_num_groups": None, "resnet_time_scale_shift": "ada_group", "layers_per_block": 2}
+    normed = darkroom.UNet2DConditionModel(block_out_channels=(32, 64), **options, **ways)
+    ways = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    bare = darkroom.UNet2DModel(block_out_channels=(32,), add_attention=False, **ways)
+    for network in (added, normed, bare):
+        with pytest.raises(InputError, match="cannot be joined"):
+            network.fuse_qkv_projections()

@@ -95,6 +95,16 @@ class LatentUNet(Family):
         """The UNet as it was."""
         self.denoiser.disable_freeu()
 
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Join projections to queries, keys and values in the UNet, the VAE or both, see `Model.fuse_qkv_projections`."""
+        for network in [*[self.denoiser] * unet, *[self.components["vae"]] * vae]:
+            network.fuse_qkv_projections()
+
+    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Projections as they were."""
+        for network in [*[self.denoiser] * unet, *[self.components["vae"]] * vae]:
+            network.unfuse_qkv_projections()
+
     def conditions(self, branch: Branch) -> dict[str, Any]:
         """The arguments of the denoiser, and of a control beside it, that say what to picture."""
         return {"encoder_hidden_states": branch.cond["context"]}
