@@ -22,6 +22,8 @@ PAGES = [
     "docs/errors.md",
     "docs/checkpoints.md",
     "docs/security.md",
+    "docs/textual-inversion.md",
+    "docs/decorators.md",
 ]
 
 
