@@ -24,6 +24,8 @@ PAGES = [
     "docs/errors.md",
     "docs/checkpoints.md",
     "docs/security.md",
+    "docs/textual-inversion.md",
+    "docs/decorators.md",
 ]
 
 

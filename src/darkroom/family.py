@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor
+from .adapters.decorators import Decorated
 from .adapters.lora import LoraPipeline
 from .core.codec import LatentCodec
 from .core.guidance import CFG
@@ -48,7 +49,7 @@ class CallInputs(Inputs):
     callback_steps: int = field("Call `callback` every so many steps.", 1, minimum=1, integer=True)
 
 
-class Family(LoraPipeline, DiffusionPipeline):
+class Family(Decorated, LoraPipeline, DiffusionPipeline):
     """The base of darkroom's pipelines.
     A family sets components (annotations), `codec`, `inputs`, and implements `encode` and `denoise_once`. A concrete class adds a `task` and,
     where it has them, guidance `terms`. From these follow the signature of the call, its checks, and the loop.
@@ -242,6 +243,7 @@ class Family(LoraPipeline, DiffusionPipeline):
             got, fix = type(inputs.guidance).__name__, "A term goes into one: CFG(5, terms=[PAG(3)])."
             raise InputError("This is no guidance.", where="guidance", got=got, expected="such as CFG(5)", fix=fix)
         guidance = copy.deepcopy(inputs.guidance) or self.guidance(inputs)  # terms keep what they record, so a call has its own
+        guidance = self.decorated(guidance)
         branch = guidance.needs_negative and not self.guidance_distilled
         with adapters_at(scale_in(getattr(inputs, "cross_attention_kwargs", None))):
             cond = self.adapt(inputs, self.encode(inputs, branch or getattr(guidance, "reads_negative", False)))

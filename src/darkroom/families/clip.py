@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from ..core.strength import adapters_at
 from ..errors import InputError
+from ..runtime.textual_inversion import expand
 from .prompt_weights import join_windows, windowed
 
 __all__ = ["encode_states", "encode_text", "guidance_embedding", "prompt_list", "tokenize"]
@@ -31,9 +32,9 @@ def prompt_list(value: Any, where: str) -> list[str]:
 def tokenize(tokenizer: Any, prompts: Sequence[str], warn: bool = True, length: int | None = None) -> Any:
     """Prompts as `input_ids` and `attention_mask`, (B, M), padded or cut to `length`, by default what the encoder reads."""
     with _TOKENIZING:
-        length = length or tokenizer.model_max_length
-        batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        whole = tokenizer(list(prompts)).input_ids if warn else []
+        length, prompts = length or tokenizer.model_max_length, [expand(prompt, tokenizer) for prompt in prompts]
+        batch = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        whole = tokenizer(prompts).input_ids if warn else []
     for lost in (tokenizer.decode(ids[length - 1 : -1]) for ids in whole if len(ids) > length):
         logger.warning(f"The prompt is longer than the {length} tokens that its encoder reads; dropped: {lost!r}")
     return batch

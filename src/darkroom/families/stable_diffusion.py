@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 from ..adapters.ip_adapter import IPAdapters
+from ..adapters.textual_inversion import TextualInversion
 from ..core.codec import ScaledCodec
 from ..core.guidance import PAG, SAG, InstructCFG
 from ..core.inputs import field
@@ -86,6 +87,24 @@ class LatentUNet(Family):
         """Whether guidance is distilled into the network: there is no negative branch then."""
         return self.unet.config.time_cond_proj_dim is not None
 
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """FreeU in this pipeline's UNet, see `UNet.enable_freeu`. For SD 1.x 0.9, 0.2, 1.5, 1.6 are usual, for SDXL 0.6, 0.4, 1.1, 1.2."""
+        self.denoiser.enable_freeu(s1, s2, b1, b2)
+
+    def disable_freeu(self) -> None:
+        """The UNet as it was."""
+        self.denoiser.disable_freeu()
+
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Join projections to queries, keys and values in the UNet, the VAE or both, see `Model.fuse_qkv_projections`."""
+        for network in [*[self.denoiser] * unet, *[self.components["vae"]] * vae]:
+            network.fuse_qkv_projections()
+
+    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Projections as they were."""
+        for network in [*[self.denoiser] * unet, *[self.components["vae"]] * vae]:
+            network.unfuse_qkv_projections()
+
     def conditions(self, branch: Branch) -> dict[str, Any]:
         """The arguments of the denoiser, and of a control beside it, that say what to picture."""
         return {"encoder_hidden_states": branch.cond["context"]}
@@ -109,7 +128,7 @@ class Edited(LatentUNet):
         return super().denoise_once(torch.cat([x, branch.cond["image_latents"]], 1), t, branch, run)  # (B, 2C, H, W)
 
 
-class PromptedUNet(IPAdapters, LatentUNet):
+class PromptedUNet(IPAdapters, TextualInversion, LatentUNet):
     """What Stable Diffusion and its successors share: such a network, conditioned on prompts through CLIP text encoders."""
 
     prompts: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")  # arguments; embeddings take the place of each

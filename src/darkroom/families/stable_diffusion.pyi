@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from ..adapters.ip_adapter import IPAdapters
+from ..adapters.textual_inversion import TextualInversion
 from ..core.types import Branch, Conditioning, Run
 from ..family import CallInputs, Family, ImagePipelineOutput
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -47,6 +48,18 @@ class LatentUNet(Family):
     def guidance_distilled(self) -> bool:
         ...
 
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        ...
+
+    def disable_freeu(self) -> None:
+        ...
+
+    def fuse_qkv_projections(self, unet: bool=True, vae: bool=True) -> None:
+        ...
+
+    def unfuse_qkv_projections(self, unet: bool=True, vae: bool=True) -> None:
+        ...
+
     def conditions(self, branch: Branch) -> dict[str, Any]:
         ...
 
@@ -62,7 +75,7 @@ class Edited(LatentUNet):
 
     def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
         ...
-class PromptedUNet(IPAdapters, LatentUNet):
+class PromptedUNet(IPAdapters, TextualInversion, LatentUNet):
     prompts: ClassVar[tuple[str, ...]] = ...
     public: ClassVar[Mapping[str, tuple[str, ...]]] = ...
 

@@ -11,7 +11,7 @@ from ..checkpoints.files import PathLike
 from ..config import Configurable, check_network
 from ..core.attention import Attend, backend, sdpa
 from ..core.strength import adapters_at, scale_in
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..outputs import Output
 
 __all__ = ["Model", "as_batch", "choose"]
@@ -68,6 +68,22 @@ class Model(Configurable, LoraNetwork, nn.Module):
     def set_attention_backend(self, choice: str | Attend) -> None:
         """Use this attention for calls that pass none: "native", "eager" or a function (see `darkroom.core.attention`)."""
         self.attend = backend(choice)
+
+    def fuse_qkv_projections(self) -> None:
+        """Compute the projections to queries, keys and values as one where they read the same input, to keys and values else. This takes a copy
+        of their weights; the weights themselves stay. Raises InputError for networks whose layers have further projections.
+        """
+        layers = [m for m in self.modules() if hasattr(m, "fused")]
+        if not layers or not all(m.joinable for m in layers):
+            got, expected = type(self).__name__, "attention layers with one projection each to queries, keys and values"
+            raise InputError("These projections cannot be joined.", where="fuse_qkv_projections", got=got, expected=expected)
+        for layer in layers:
+            layer.fused = True
+
+    def unfuse_qkv_projections(self) -> None:
+        """Compute projections one by one, and drop the copies."""
+        for layer in (m for m in self.modules() if hasattr(m, "fused")):
+            layer.fused, layer.joined = False, None
 
     @classmethod
     def from_pretrained(

@@ -15,6 +15,7 @@ from ...config import Config
 from ...errors import ConfigError
 from ..base import choose
 from .attention import AddedKVAttention, Conditions, DualTransformer2D, SelfAttention, Transformer2D
+from .freeu import FreeU
 from .k_blocks import KAttention, KDownBlock, KUpBlock
 from .resnet import Level, Resample2D, ResnetBlock2D, Way
 from .skip_blocks import SkipDownBlock, SkipUpBlock
@@ -45,6 +46,7 @@ class Block(nn.Module):
     """
 
     picture = False  # whether a small copy of the picture goes through, too
+    freeu: FreeU | None = None  # what is done to the input and to skip connections before they are joined
     Resnet: type[nn.Module] = ResnetBlock2D
 
     def __init__(self, attention: Attends, level: Level, bare: int = 0):
@@ -70,6 +72,8 @@ class Block(nn.Module):
     def _layers(self, x: Tensor, cond: Conditions, skips: Sequence[Tensor] = (), made: list[Tensor] | None = None) -> Tensor:
         """At one resolution, (B, C, H, W). `made` receives what follows each residual block and its attention."""
         for resnet, attention, skip in zip_longest(self.resnets, self.attentions, reversed(skips)):
+            if skip is not None and self.freeu is not None:
+                x, skip = self.freeu(x, skip)
             x = resnet(x if skip is None else torch.cat([x, skip], 1), cond.temb)
             x = x if attention is None else attention(x, cond)
             if made is not None:
