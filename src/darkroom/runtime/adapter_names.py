@@ -21,7 +21,6 @@ from .low_rank import OFT, Delta, Difference, LoHa, LoKr, LowRank, weight_shape
 __all__ = ["Parsed", "parse"]
 
 Originals = Mapping[str, Callable[[Iterable[str]], Mapping[str, str]]]  # component -> a function: our tensors' names -> original name: ours
-MOST = 5  # keys that an error shows
 
 # ---- tails
 
@@ -60,9 +59,9 @@ PREFIXES = {
     "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2", "lora_te3": "text_encoder_3",
 }  # fmt: skip
 COMPONENTS = ("unet", "transformer", "prior", "controlnet", "text_encoder", "text_encoder_2", "text_encoder_3")
-_SHELL = re.compile(r"(?:base_model\.model\.|module\.|text_encoders\.)+")  # what wraps a whole network, or several
+_SHELL = re.compile(r"^(?:base_model\.model\.|module\.|text_encoders\.)+")  # what wraps a whole network, or several
 _FLAT = ("lora_", "lycoris_")  # prefixes that only adapters have
-_PREFIX = re.compile("(" + "|".join(re.escape(p) for p in sorted(PREFIXES, key=len, reverse=True)) + r")[._]")
+_PREFIX = re.compile("^(" + "|".join(re.escape(p) for p in sorted(PREFIXES, key=len, reverse=True)) + r")[._]")
 RENAMES = [(re.compile(pattern), new) for pattern, new in (  # tried in turn, each on what the last one made, until there is such a layer
     (r"\.processor(?=\.)", ""), (r"\.temporal_transformer(?=\.)", ""),
     (r"\.attention_blocks\.0(?=\.)", ".attn1"), (r"\.attention_blocks\.1(?=\.)", ".attn2"),
@@ -80,17 +79,21 @@ class Names:
             forms = {name}
             if component.startswith("text_encoder"):  # a level that transformers has dropped for some classes
                 forms |= {"text_model." + name, name.removeprefix("text_model.")}
-            self._enter(name, forms)
-        ours = [f"{name}.weight" for name in self.shapes]
-        for theirs, name in originals[component](ours).items() if component in originals else ():
-            self._enter(name.removesuffix(".weight"), {theirs.removesuffix(".weight")})
-
-    def _enter(self, name: str, forms: set[str]) -> None:
-        for form in forms | {form.replace(".", "_") for form in forms}:
-            self.table[form] = name if self.table.get(form, name) == name else None  # two layers of one name are none
+            for form in forms | {form.replace(".", "_") for form in forms}:
+                self.table[form] = name if self.table.get(form, name) == name else None  # two layers of one name are none
+        self.originals = originals.get(component)
 
     def find(self, name: str) -> str | None:
         """The layer that a file calls `name`."""
+        found = self._look(name)
+        if found is None and self.originals is not None:  # made when first needed
+            for theirs, ours in self.originals([f"{layer}.weight" for layer in self.shapes]).items():
+                for form in (theirs.removesuffix(".weight"), theirs.removesuffix(".weight").replace(".", "_")):
+                    self.table.setdefault(form, ours.removesuffix(".weight"))
+            self.originals, found = None, self._look(name)
+        return found
+
+    def _look(self, name: str) -> str | None:
         if found := self.table.get(name):
             return found
         for pattern, new in RENAMES:
@@ -130,7 +133,7 @@ class Parsed:
 def _nearest(key: str, names: Mapping[str, Names], count: int = 3) -> list[str]:
     if tail := _TAIL.fullmatch(key):
         key = tail[1]
-    key = _PREFIX.sub("", _SHELL.sub("", key), count=1).replace(".", "_")
+    key = _PREFIX.sub("", _SHELL.sub("", key)).replace(".", "_")
     known = {f"{c}.{layer}".replace(".", "_"): f"{c}.{layer}" for c, own in names.items() for layer in own.shapes}
     return [known[match] for match in difflib.get_close_matches(key, known, count, 0.3)]
 
@@ -243,14 +246,14 @@ def _alpha_key(key: str) -> str:
 
 def _component(name: str, names: Mapping[str, Names]) -> tuple[str | None, str]:
     """The component that a key without its tail is for, None if none is to be found, and the layer's name in it."""
-    name = _SHELL.sub("", name, count=1)
+    name = _SHELL.sub("", name)
     bare = "" if len(names) != 1 else next(iter(names))
     bare = next((part for part in DENOISER if part in names), bare)
     if found := _PREFIX.match(name):
         return PREFIXES[found[1]] or bare or None, name[found.end() :]
     first, _, rest = name.partition(".")
     if rest and (first in names or first in COMPONENTS) and not (bare and name in names[bare].table):
-        return first, rest
+        return first, _SHELL.sub("", rest)
     return bare or None, name
 
 
@@ -261,13 +264,14 @@ def _check(key: str, value: object, role: str, where: str) -> None:
         raise AdapterError("An alpha that is no number.", where=where, got=f"{key}: {tuple(value.shape)}", expected="one number")
     if role != "alpha" and not value.is_floating_point():  # what is quantised has its scales elsewhere
         raise AdapterError("A tensor of whole numbers.", where=where, got=f"{key}: {value.dtype}", expected="a floating-point type")
-    if not torch.isfinite(value).all():
+    wide = value.float() if value.itemsize == 1 else value
+    if not math.isfinite(wide.sum(dtype=torch.float32)) and not torch.isfinite(wide).all():  # the sum is quicker
         raise AdapterError("Numbers that are not finite.", where=where, got=key, fix="The file is damaged, or its training failed.")
 
 
 def _unmatched(state: Mapping[str, Tensor], ignored: Mapping[str, str], names: Mapping[str, Names]) -> AdapterError:
-    shown = list(ignored)[:MOST]
-    got = ", ".join(f"{key[:120]} ({ignored[key]})" for key in shown[:3]) or "no tensors"
+    shown = list(ignored)[:3]
+    got = ", ".join(f"{key[:120]} ({ignored[key]})" for key in shown) or "no tensors"
     near = dict.fromkeys(name for key in shown[:2] for name in _nearest(key[:200], names))
     what = f"{len(ignored)} of {len(state)} tensors of the adapter belong to no layer." if state else "The adapter is empty."
     fix = "The adapter is for another model, or no LoRA."
@@ -288,7 +292,7 @@ def _configs(metadata: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     if isinstance(text := content.pop("lora_adapter_metadata", None), str):
         try:
             own = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AdapterError("Metadata that is no JSON.", where="lora_adapter_metadata", got=str(error)) from None
         content |= own if isinstance(own, dict) else {}
     beside = content.pop("adapter_config.json", None)
@@ -310,9 +314,13 @@ def _alpha(place: _Layer, layer: str, config: Mapping[str, Any]) -> float | None
         raise AdapterError("Patterns that are not read.", where="alpha_pattern", got=patterns, expected="names of layers, or parts of some")
     chosen = next((value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer)), None)
     alpha = alpha if chosen is None else chosen
-    if alpha is not None and not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
-        raise AdapterError("An alpha that is no number.", where=place.where, got=alpha, expected="a number")
-    return None if alpha is None else float(alpha)
+    return None if alpha is None else _number(alpha, "alpha", -1e6, 1e6)
+
+
+def _number(value: object, option: str, least: float, most: float) -> float:
+    if not isinstance(value, (int, float)) or not least <= value <= most:
+        raise AdapterError("A configuration that cannot be used.", where=option, got=value, expected=f"a number from {least:g} to {most:g}")
+    return float(value)
 
 
 def _norms(place: _Layer) -> Tensor | None:
@@ -345,10 +353,10 @@ def _delta(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
     kind = min(kinds, default="diff")
     if kind != "diff" and len(place.shape) < 2:
         raise place.wrong("A change of a matrix for a layer that has none.", next(iter(place.parts)), place.shape)
-    for role in {"oft": ("magnitude", "dora_scale", "diff_b"), "diff": ("magnitude", "dora_scale")}.get(kind, ()):
-        if role in place.parts:
-            raise place.wrong("A tensor that has no meaning here.", role, f"none beside a change of the kind {kind}")
-    made = BUILD[kind](place, layer, config)
+    made, apart = BUILD[kind](place, layer, config), {"alpha", *(("diff_b",) if kind in ("lora", "loha", "lokr") else ())}
+    if len(made.tensors()) != len(place.parts.keys() - apart):
+        got = ", ".join(part.key for part in found)
+        raise AdapterError("Tensors that mean nothing together.", where=place.where, got=got, expected=", ".join(made.tensors()))
     if kind == "diff" or "diff_b" not in place.parts:
         return made
     own = place.fit("diff_b", place.shape[:1])  # which alpha does not scale
@@ -409,7 +417,8 @@ def _lokr(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
     made = {role: place.fit(role, shape) for role, shape in shapes.items() if role in place.parts}
     alpha = _alpha(place, layer, config)
     if not rank:  # two whole factors: LyCORIS does not scale them, PEFT by the rank that it was asked for
-        alpha = None if alpha is None or "alpha" in place.parts or not config.get("r") else alpha / config["r"]
+        asked = "alpha" not in place.parts and "r" in config
+        alpha = alpha / _number(config["r"], "r", 1, 1e6) if asked and alpha is not None else None
     return LoKr(**made, alpha=alpha, dora_scale=_norms(place))
 
 
@@ -427,7 +436,7 @@ def _oft(place: _Layer, layer: str, config: Mapping[str, Any]) -> Delta:
         if size * (size - 1) != 2 * entries or not entries or (groups * size != width and (groups != 1 or width % size)):
             raise place.wrong("Rotations of another number of columns.", form, f"(groups, n (n - 1) / 2) of {width} columns")
         terms = config.get("num_cayley_neumann_terms", 5) if config.get("use_cayley_neumann", True) else 0
-        return OFT(blocks, form=form, terms=int(terms))
+        return OFT(blocks, form=form, terms=int(_number(terms, "num_cayley_neumann_terms", 0, 100)))
     if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2] or blocks.shape[0] * blocks.shape[1] != out:
         raise place.wrong("Rotations of another number of rows.", form, f"(groups, n, n) of {out} rows")
     rescale = place.fit("rescale", (out,)) if "rescale" in place.parts else None

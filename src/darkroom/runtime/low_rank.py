@@ -339,12 +339,12 @@ def _rotation(blocks: Tensor, form: str, alpha: float | None, terms: int) -> Ten
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...] | None:
     """The shape of a layer's weight, which may be stored in another (quantised) one; None if this is no layer that adapters change."""
-    net: Any = layer
-    if hasattr(net, "_conv_forward"):
-        return (net.out_channels, net.in_channels // net.groups, *net.kernel_size)
-    if hasattr(net, "in_features") and hasattr(net, "out_features"):
-        return net.out_features, net.in_features
-    weight = net.weight if isinstance(layer, (nn.LayerNorm, nn.GroupNorm)) else None
+    own = layer.__dict__  # asking a module for what it lacks is slow
+    if "kernel_size" in own and not own.get("transposed", True):
+        return (own["out_channels"], own["in_channels"] // own["groups"], *own["kernel_size"])
+    if "in_features" in own and "out_features" in own:
+        return own["out_features"], own["in_features"]
+    weight = layer.weight if isinstance(layer, (nn.LayerNorm, nn.GroupNorm)) else None
     return None if weight is None else tuple(weight.shape)
 
 
