@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 import darkroom
 from darkroom import InputError
+from darkroom.checkpoints.layouts import NAMES
 from darkroom.errors import AdapterError, CheckpointError
 from darkroom.runtime.lora import Adapted, adapted_layers
 
@@ -179,6 +180,21 @@ def test_formats(pair, layers, tmp_path, kind, name):
     np.testing.assert_array_equal(run(pipes[1], cross_attention_kwargs={"scale": 0.0}), plain)
     pipes[1].unload_lora_weights()
     np.testing.assert_array_equal(run(pipes[1]), plain)
+
+
+def test_names_of_original_blocks(pair, layers, tmp_path):
+    """SDXL files whose layers are called as in its first program: input_blocks and so on."""
+    found = {"unet": layers("xl")["unet"]}
+    pipes = pair("xl")
+    names = {name: theirs for theirs, name in NAMES["unet"](pipes[1].unet.state_dict()).items()}
+    state = {}
+    for key, tensor in kohya(found, 3.0).items():
+        layer, _, tail = key.removeprefix("lora_unet_").partition(".")
+        theirs = next(t for n, t in names.items() if n.removesuffix(".weight").replace(".", "_") == layer)
+        state[f"lora_unet_{theirs.removesuffix('.weight').replace('.', '_')}.{tail}"] = tensor
+    assert any("input_blocks" in key for key in state) and any("output_blocks" in key for key in state)
+    both(pipes, "load_lora_weights", str(write(tmp_path, state)))
+    same(pipes)
 
 
 def test_the_line_that_counts(pair, layers, tmp_path, capsys):
@@ -779,6 +795,7 @@ ARGUMENTS = {
     "number of weights": lambda p: p.set_adapters("a", [1.0, 2.0]),
     "no number": lambda p: p.set_adapters("a", "much"),
     "not finite": lambda p: p.set_adapters("a", float("nan")),
+    "scale of a call": lambda p: run(p, cross_attention_kwargs={"scale": "much"}),
     "unknown component": lambda p: p.set_adapters("a", {"vae": 1.0}),
     "unknown part": lambda p: p.set_adapters("a", {"unet": {"side": 1.0}}),
     "unknown block": lambda p: p.set_adapters("a", {"unet": {"down": {"block_7": 1.0}}}),

@@ -47,8 +47,8 @@ class Applied:
         return f"applied {', '.join(parts)}, ignored {len(self.ignored)}"
 
 
-def _plain(module: nn.Module) -> nn.Module:
-    return getattr(module, "_orig_mod", module)  # inside torch.compile's wrapper
+def _plain(module: Any) -> nn.Module:
+    return lora.adopt(getattr(module, "_orig_mod", module))  # what is inside torch.compile's wrapper
 
 
 def _names(names: str | Sequence[str]) -> list[str]:
@@ -95,6 +95,8 @@ def _load(
     while adapter_name is None or (not hotswap and adapter_name in loaded):
         adapter_name, number = f"default_{number}", number + 1
     state = read_adapter(source, **files)
+    if isinstance(source, Mapping):  # a training may go on to change them
+        state = Adapter({key: tensor.detach().clone() for key, tensor in state.items()}, state.metadata, state.where)
     if prefix is not None:
         state = Adapter({k: v for k, v in state.items() if k.startswith(f"{prefix}.")}, state.metadata, state.where)
     try:
@@ -311,7 +313,7 @@ class LoraNetwork:
     """Mixed into networks. `load_lora_adapter` and the rest act on this network alone; a pipeline has methods of its own for all of its."""
 
     def _self(self) -> Components:
-        return {"transformer" if "Transformer" in type(self).__name__ else "unet": self}  # type: ignore[dict-item]
+        return {"transformer" if "Transformer" in type(self).__name__ else "unet": _plain(self)}
 
     def load_lora_adapter(
         self, pretrained_model_name_or_path_or_dict: PathLike | Mapping[str, Any], prefix: str | None = None, hotswap: bool = False, *,
@@ -320,7 +322,7 @@ class LoraNetwork:
     ) -> Applied:  # fmt: skip
         """Load an adapter; of a file for several networks, `prefix` names the one whose tensors are meant. See `LoraPipeline.load_lora_weights`."""
         options = {"prefix": prefix, "alphas": network_alphas, "metadata": metadata, **files}
-        components = self._self() if prefix is None else {prefix: self}
+        components = self._self() if prefix is None else {prefix: _plain(self)}
         return _load(components, pretrained_model_name_or_path_or_dict, adapter_name, hotswap, strict, **options)  # type: ignore[arg-type]
 
     def save_lora_adapter(

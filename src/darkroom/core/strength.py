@@ -4,6 +4,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from typing import Any
+from ..errors import InputError
 
 __all__ = ["THREAD", "adapters_at", "scale_in"]
 
@@ -33,4 +34,7 @@ class adapters_at:  # a function in all but name: torch.compile traces this kind
 
 def scale_in(options: Mapping[str, Any] | None) -> float | None:
     """The scale that the options of attention layers ask for."""
-    return None if options is None else options.get("scale")
+    scale = None if options is None else options.get("scale")
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+        raise InputError("Not a scale of adapters.", where='cross_attention_kwargs["scale"]', got=scale, expected="a number")
+    return scale

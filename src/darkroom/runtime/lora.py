@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from ..core.strength import THREAD
@@ -16,7 +16,7 @@ from ..errors import InputError
 from .low_rank import Delta, LowRank
 
 __all__ = [
-    "Adapted", "Network", "adapted_layers", "attach", "delete", "fuse", "layers_of", "move", "network_of", "prepare_hotswap", "swap",
+    "Adapted", "Network", "adapted_layers", "adopt", "attach", "delete", "fuse", "layers_of", "move", "network_of", "prepare_hotswap", "swap",
     "unfuse", "update", "whole",
 ]  # fmt: skip
 
@@ -39,14 +39,12 @@ class Slot:
     delta: Any  # a Delta
     hot: Any = None  # a LowRank
     scale: Tensor | None = None
+    counts: Any = field(init=False)  # the one that is applied
+    probe: Tensor = field(init=False)  # one of its tensors
 
     def __post_init__(self) -> None:
         counts = self.hot or self.delta
-        self.__dict__.update(counts=counts, probe=next(iter(counts.tensors().values())))  # what is applied, and one of its tensors
-
-    if TYPE_CHECKING:
-        counts: Any
-        probe: Tensor
+        self.__dict__.update(counts=counts, probe=next(iter(counts.tensors().values())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +54,7 @@ class Carried:
     slots: dict[str, Slot]
     active: tuple[Active, ...] = ()
     base: Mapping[str, nn.Parameter | None] = field(default_factory=dict)
+    fused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,12 +158,29 @@ def network_of(module: nn.Module) -> Network:
     return module.__dict__.get("_lora_network") or Network()
 
 
+def adopt(module: nn.Module) -> nn.Module:
+    """The network; if it is made of parts of another, it knows of the adapters that they carry from now on."""
+    if "_lora_network" not in module.__dict__:
+        weights: dict[str, dict[str, float]] = {}
+        active, fused = dict[str, None](), dict[str, None]()
+        for path, layer in adapted_layers(module):
+            fused |= dict.fromkeys(layer._lora.fused)
+            for name, slot in layer._lora.slots.items():
+                own = weights.setdefault(name, {})
+                if (scale := next((a.scale for a in layer._lora.active if a.delta is slot.counts), None)) is not None:
+                    own[path] = float(scale) / (1.0 if slot.scale is None else slot.delta.gain)
+                    active[name] = None
+        module.__dict__["_lora_network"] = Network(weights, tuple(active), tuple(fused))
+    return module
+
+
 def adapted_layers(module: nn.Module) -> Iterator[tuple[str, Adapted]]:
-    """The layers of a network that carry adapters, by dotted name."""
-    stack = [("", module)]
+    """The layers of a network that carry adapters, each once, by dotted name."""
+    stack, seen = [("", module)], set[int]()
     while stack:
         path, part = stack.pop()
-        if "_lora" in part.__dict__:
+        if "_lora" in part.__dict__ and id(part) not in seen:
+            seen.add(id(part))
             yield path, part  # type: ignore[misc]
         for name, child in reversed(part._modules.items()):
             if child is not None:
@@ -203,6 +219,8 @@ def _weight(weight: Weight, path: str) -> float:
     """The weight of an adapter in the layer `path`. Layers of a block beside its attention take that of the attention of their number."""
     if not isinstance(weight, Mapping):
         return weight
+    if path in weight:
+        return weight[path]
     if (found := next((w for part, w in weight.items() if part in path), None)) is not None:
         return found
     block = path.split(".")
@@ -222,7 +240,7 @@ def update(module: nn.Module, network: Network, layers: Iterable[tuple[str, Adap
                 active.append(_active(slot, weight))
         if [(id(a.delta), a.scale) for a in active] == [(id(a.delta), a.scale) for a in carried.active]:
             continue  # a compiled graph knows these objects
-        layer.__dict__["_lora"] = Carried(carried.slots, tuple(active), carried.base)
+        layer.__dict__["_lora"] = Carried(carried.slots, tuple(active), carried.base, carried.fused)
     module.__dict__["_lora_network"] = network
 
 
@@ -356,7 +374,7 @@ def fuse(module: nn.Module, names: Sequence[str] | None = None, scale: float = 1
             if bias is not None and bias is not kept:
                 base.setdefault("bias", None)
                 layer._parameters["bias"] = nn.Parameter(bias, own.requires_grad)
-            layer.__dict__["_lora"] = replace(carried, base=base)
+            layer.__dict__["_lora"] = replace(carried, base=base, fused=(*carried.fused, *(n for n in names if n in carried.slots)))
         update(module, replace(network, fused=(*network.fused, *names)))
 
 
@@ -370,5 +388,5 @@ def unfuse(module: nn.Module) -> None:
                 if own is not None and (own.dtype, own.device) != (now.dtype, now.device):  # a fork that was cast
                     own = nn.Parameter(own.detach().to(now), own.requires_grad)
                 layer._parameters[name] = own
-            _put(layer, replace(layer._lora, base={}))
+            _put(layer, replace(layer._lora, base={}, fused=()))
         update(module, replace(network, fused=()))
