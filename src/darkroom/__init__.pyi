@@ -91,12 +91,14 @@ from .models.controlnet import ControlNetModel as ControlNetModel
 from .models.controlnet_union import ControlNetUnionModel as ControlNetUnionModel
 from .models.dit_transformer_2d import DiTTransformer2DModel as DiTTransformer2DModel
 from .models.dit_transformer_2d import Transformer2DModel as Transformer2DModel
+from .models.motion_adapter import MotionAdapter as MotionAdapter
 from .models.multicontrolnet import MultiControlNetModel as MultiControlNetModel
 from .models.multicontrolnet import MultiControlNetUnionModel as MultiControlNetUnionModel
 from .models.t2i_adapter import MultiAdapter as MultiAdapter
 from .models.t2i_adapter import T2IAdapter as T2IAdapter
 from .models.unet_2d import UNet2DModel as UNet2DModel
 from .models.unet_2d_condition import UNet2DConditionModel as UNet2DConditionModel
+from .models.unet_motion_model import UNetMotionModel as UNetMotionModel
 from .models.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel as UNetSpatioTemporalConditionModel
 from .models.vq_model import VQModel as VQModel
 from .pipeline import DiffusionPipeline as DiffusionPipeline

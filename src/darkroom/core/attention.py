@@ -68,13 +68,16 @@ def resolve(attend: Attend, site: str) -> Attend:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The attention of a batch of branches of `rows` rows, each with its own. Neighbours with the same at a layer are computed together."""
+    """The attention of a batch of branches of `rows` rows, each with its own. Neighbours with the same at a layer are computed together.
+    A layer may have several rows for each of these, such as one for each frame of a video.
+    """
 
     attends: Sequence[Attend]
     rows: int
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = "") -> Tensor:
-        groups = [(function, self.rows * len(list(same))) for function, same in groupby(resolve(a, site) for a in self.attends)]
+        times = q.shape[0] // (self.rows * len(self.attends))
+        groups = [(function, times * self.rows * len(list(same))) for function, same in groupby(resolve(a, site) for a in self.attends)]
         functions, sizes = zip(*groups)
         if len(functions) == 1:
             return functions[0](q, k, v, mask=mask, site=site)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ...core.attention import Attend, sdpa, unless_skipped
+from ...core.windows import Windows, in_parts
 from ...errors import InputError
 from ..base import choose
 from .resnet import Level
@@ -31,7 +32,9 @@ def rename_attention(name: str) -> str:
 class Conditions:
     """What every block of a UNet receives beside its input, for one call.
     `temb` is the timestep embedding (B, E), `context` (B, M, C); `mask` and `context_mask` are additive biases over the keys of
-    self- and cross-attention, broadcastable to (B, heads, N, M).
+    self- and cross-attention, broadcastable to (B, heads, N, M). In a network over videos B counts pictures, `frames` of one video
+    after another, which layers across frames may go through by `windows`. To save memory, layers over pictures take `at_once` rows at a
+    time, those across frames `pixels_at_once`.
     """
 
     temb: Tensor | None = None
@@ -39,6 +42,10 @@ class Conditions:
     mask: Tensor | None = None
     context_mask: Tensor | None = None
     attend: Attend = sdpa
+    frames: int = 1
+    windows: Windows | None = None
+    at_once: int | None = None
+    pixels_at_once: int | None = None
 
 
 class TokenGroupNorm(nn.GroupNorm):
@@ -189,7 +196,12 @@ class BasicTransformerBlock(nn.Module):
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         x = self.attn1(self.norm1(x), cond.context if self.only_cross else None, cond.mask, cond.attend) + x  # (B, N, C)
         x = self.attn2(self.norm2(x), cond.context, cond.context_mask, cond.attend) + x
-        return unless_skipped(self.ff(self.norm3(x)), cond.attend, self.attn1.site.removesuffix("attn1") + "ff") + x
+        return self.fed(x, cond)
+
+    def fed(self, x: Tensor, cond: Conditions) -> Tensor:
+        """The last of the three."""
+        added = in_parts(lambda part: self.ff(self.norm3(part)), cond.at_once, x)
+        return unless_skipped(added, cond.attend, self.attn1.site.removesuffix("attn1") + "ff") + x
 
 
 class Transformer2D(nn.Module):
