@@ -88,6 +88,7 @@ from .models.auto import AutoModel as AutoModel
 from .models.autoencoder_kl import AutoencoderKL as AutoencoderKL
 from .models.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder as AutoencoderKLTemporalDecoder
 from .models.controlnet import ControlNetModel as ControlNetModel
+from .models.controlnet_sparsectrl import SparseControlNetModel as SparseControlNetModel
 from .models.controlnet_union import ControlNetUnionModel as ControlNetUnionModel
 from .models.dit_transformer_2d import DiTTransformer2DModel as DiTTransformer2DModel
 from .models.dit_transformer_2d import Transformer2DModel as Transformer2DModel
@@ -98,6 +99,7 @@ from .models.t2i_adapter import MultiAdapter as MultiAdapter
 from .models.t2i_adapter import T2IAdapter as T2IAdapter
 from .models.unet_2d import UNet2DModel as UNet2DModel
 from .models.unet_2d_condition import UNet2DConditionModel as UNet2DConditionModel
+from .models.unet_3d_condition import UNet3DConditionModel as UNet3DConditionModel
 from .models.unet_motion_model import UNetMotionModel as UNetMotionModel
 from .models.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel as UNetSpatioTemporalConditionModel
 from .models.vq_model import VQModel as VQModel

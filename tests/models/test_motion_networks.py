@@ -373,3 +373,159 @@ def test_old_configurations_load(tmp_path):
     loaded = MotionAdapter.from_pretrained(tmp_path)
     assert loaded.config["motion_mystery"] == 3
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), adapter.state_dict().values(), strict=True))
+
+
+# ---- the other networks over videos
+
+FILM = {
+    "block_out_channels": (16, 32), "layers_per_block": 1, "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"), "cross_attention_dim": 12, "attention_head_dim": 4, "norm_num_groups": 8,
+}  # fmt: skip
+SPARSE = {
+    "block_out_channels": (16, 32), "layers_per_block": 1, "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+    "cross_attention_dim": 12, "attention_head_dim": 4, "norm_num_groups": 8, "motion_num_attention_heads": 2, "motion_max_seq_length": 6,
+}  # fmt: skip
+PICTURES = {"use_simplified_condition_embedding": False, "conditioning_channels": 3, "conditioning_embedding_out_channels": (4, 8)}
+FILMS = {
+    "first": FILM,
+    "options": FILM | {"layers_per_block": 2, "act_fn": "gelu", "mid_block_scale_factor": 1.5, "time_cond_proj_dim": 8, "norm_eps": 1e-4},
+}
+SPARSES = {
+    "latents": SPARSE,
+    "pictures": SPARSE | PICTURES,
+    "options": SPARSE | {
+        "layers_per_block": 2, "concat_conditioning_mask": False, "global_pool_conditions": True, "transformer_layers_per_block": (2, 1),
+        "transformer_layers_per_mid_block": 2, "motion_num_attention_heads": (2, 4), "num_attention_heads": (2, 8), "downsample_padding": 0,
+        "temporal_transformer_layers_per_block": (1, 2), "use_linear_projection": True, "resnet_time_scale_shift": "scale_shift",
+        "controlnet_conditioning_channel_order": "bgr", "only_cross_attention": (True, False),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(params=FILMS, scope="module")
+def films(request):
+    return pair("UNet3DConditionModel", FILMS[request.param])
+
+
+@pytest.fixture(params=SPARSES, scope="module")
+def sparse(request):
+    return pair("SparseControlNetModel", SPARSES[request.param])
+
+
+def frames_of(network: Any, frames: int = 5, size: tuple[int, int] = (8, 8)) -> dict[str, Any]:
+    call = arguments_without_added(frames, *size)
+    if getattr(network.config, "time_cond_proj_dim", None):
+        call["timestep_cond"] = torch.randn(2, 8, generator=torch.Generator().manual_seed(2))
+    return call
+
+
+def arguments_without_added(frames: int, height: int, width: int) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(1)
+    context = torch.randn(2, 3, 12, generator=g)
+    return {"sample": torch.randn(2, 4, frames, height, width, generator=g), "timestep": 11, "encoder_hidden_states": context}
+
+
+def seen(network: Any, frames: int = 5) -> dict[str, Any]:
+    g, c = torch.Generator().manual_seed(4), network.config
+    side = 8 if c.use_simplified_condition_embedding else 16
+    given = (torch.arange(frames) % 3 == 0).float()[None, None, :, None, None].expand(2, 1, -1, side, side)
+    picture = torch.randn(2, c.conditioning_channels, frames, side, side, generator=g) * given
+    return {"controlnet_cond": picture, "conditioning_mask": given}
+
+
+@pytest.mark.parametrize("name", ["UNet3DConditionModel", "SparseControlNetModel"])
+def test_options_of_the_others_are_the_references(name):
+    expected, got = ([*inspect.signature(getattr(library, name)).parameters.values()] for library in (diffusers, darkroom))
+    assert [(p.name, p.default) for p in got] == [(p.name, p.default) for p in expected]
+
+
+@pytest.mark.parametrize("frames, size", [(5, (8, 8)), (1, (8, 8)), (3, (7, 10))], ids=str)
+@torch.no_grad()
+def test_a_film(films, frames, size):
+    reference, mine = films
+    call = frames_of(mine, frames, size)
+    expected = reference(**call).sample
+    assert expected.std() > 0.1
+    close(mine(**call).sample, expected)
+    close(mine(**call, attend=eager, return_dict=False)[0], expected)
+    names = [{n for n, m in net.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d))} for net in films]
+    assert names[0] == names[1]
+
+
+def test_gradients_of_a_film(films):
+    for net in films:
+        net.zero_grad()
+        net(**frames_of(net)).sample.square().mean().backward()
+    theirs = dict(films[0].named_parameters())
+    for name, p in films[1].named_parameters():
+        assert (p.grad is None) == (theirs[name].grad is None), name
+        if p.grad is not None:
+            close(p.grad, theirs[name].grad, 1e-3)
+
+
+@torch.no_grad()
+def test_residuals_of_a_film(films):
+    reference, mine = films
+    widths = [m.conv1.out_channels for block in mine.down_blocks for m in block.resnets]
+    layers, g = len(widths) // 2, torch.Generator().manual_seed(3)
+    shapes = [(16, 8)] * (1 + layers) + [(16, 4)] + [(32, 4)] * layers
+    down = [torch.randn(10, c, n, n, generator=g) for c, n in shapes]
+    more = {"down_block_additional_residuals": down, "mid_block_additional_residual": torch.randn(10, 32, 4, 4, generator=g)}
+    close(mine(**frames_of(mine), **more).sample, reference(**frames_of(mine), **more).sample)
+
+
+@pytest.mark.parametrize("changes", [{}, {"conditioning_scale": 0.4}, {"guess_mode": True}, {"return_dict": False}], ids=str)
+@torch.no_grad()
+def test_sparse_controls(sparse, changes):
+    reference, mine = sparse
+    call = frames_of(mine) | seen(mine) | changes
+    every = call["encoder_hidden_states"].repeat_interleave(5, 0)  # as the reference needs it
+    got, expected = mine(**call), reference(**call | {"encoder_hidden_states": every})
+    assert type(got).__name__ == type(expected).__name__
+    for a, b in zip([*got[0], got[1]], [*expected[0], expected[1]], strict=True):
+        close(a, b)
+    close(mine(**call | {"encoder_hidden_states": every})[1], expected[1])
+    close(mine(**call | {"sample": torch.randn(2, 4, 5, 8, 8)})[1], expected[1])  # it does not look at the noise
+
+
+@pytest.mark.parametrize("name", ["UNet3DConditionModel", "SparseControlNetModel"])
+def test_files_of_the_others_go_both_ways(name, tmp_path):
+    reference, mine = pair(name, FILM if "3D" in name else SPARSE)
+    reference.save_pretrained(tmp_path / "theirs")
+    loaded = type(mine).from_pretrained(tmp_path / "theirs")
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in mine.state_dict().items())
+    loaded.save_pretrained(tmp_path / "mine")
+    again = type(reference).from_pretrained(tmp_path / "mine")
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in mine.state_dict().items())
+
+
+def test_a_sparse_control_from_a_unet():
+    unet = UNet2DConditionModel(**SD)
+    mine = darkroom.SparseControlNetModel.from_unet(unet, conditioning_channels=4, conditioning_embedding_out_channels=(4, 8))
+    assert torch.equal(mine.conv_in.weight, unet.conv_in.weight) and mine.conv_in.weight is not unet.conv_in.weight
+    for key, tensor in unet.down_blocks.state_dict().items():
+        assert torch.equal(mine.down_blocks.state_dict()[key], tensor)
+    assert mine.config.down_block_types == ("CrossAttnDownBlockMotion", "DownBlockMotion")
+    call = frames_of(mine) | seen(mine)
+    assert not any(made.any() for made in mine(**call).down_block_res_samples)  # before training it steers nothing
+
+
+@pytest.mark.parametrize("change, match", [
+    ({"sample": torch.zeros(2, 4, 8, 8)}, "sample"), ({"conditioning_mask": None}, "missing"),
+    ({"encoder_hidden_states": torch.zeros(3, 3, 12)}, "fit the sample"), ({"controlnet_cond": torch.zeros(2, 3, 5, 8, 8)}, "fit the sample"),
+    ({"controlnet_cond": torch.zeros(2, 4, 5, 4, 4), "conditioning_mask": torch.zeros(2, 1, 5, 4, 4)}, "another size"),
+])  # fmt: skip
+def test_what_a_sparse_control_refuses(change, match):
+    mine = darkroom.SparseControlNetModel(**SPARSE)
+    with pytest.raises(InputError, match=match):
+        mine(**frames_of(mine) | seen(mine) | change)
+
+
+def test_what_a_film_refuses():
+    mine = darkroom.UNet3DConditionModel(**FILM)
+    for change in ({"sample": torch.zeros(2, 4, 8, 8)}, {"encoder_hidden_states": torch.zeros(2, 3, 13)}):
+        with pytest.raises(InputError, match="does not fit"):
+            mine(**frames_of(mine) | change)
+    for options in ({"num_attention_heads": 2}, {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock3D")}, {"norm_num_groups": None}):
+        with pytest.raises(ConfigError):
+            darkroom.UNet3DConditionModel(**FILM | options)

@@ -15,7 +15,7 @@ from ..errors import ConfigError, InputError
 from ..runtime.fork import cast_copy, fork
 from .base import choose
 from .layers.attention import Transformer2D
-from .layers.motion import motion_modules
+from .layers.motion import insert_motion, motion_modules, per_frame
 from .layers.resnet import Level
 from .layers.unet_blocks import Block, down_levels, middle_block, per_block, up_levels
 from .motion_adapter import MotionAdapter
@@ -153,10 +153,7 @@ class UNetMotionModel(ConditionedUNet):
     def _insert(self, made: Iterable[nn.ModuleList | None]) -> None:
         """Put motion modules behind the other layers of each block, in place of those that are there."""
         for block, modules in zip(self._blocks(), made, strict=True):
-            block._modules.pop("motion_modules", None)
-            block.after = ("attentions",)
-            if modules is not None:
-                block.motion_modules, block.after = modules, ("attentions", "motion_modules")
+            insert_motion(block, modules)
         for name, module in self.named_modules():
             if hasattr(module, "site"):
                 module.site = name
@@ -293,11 +290,8 @@ class UNetMotionModel(ConditionedUNet):
             raise InputError(
                 "There is a context for each video, or for each frame.", where="encoder_hidden_states", got=len(context), expected=expected
             )
-        context, mask = (x if x is None or len(x) == rows * frames else x.repeat_interleave(frames, 0) for x in (context, cond.mask))
         picture, pixel = at_once or (None, None)
-        cond = replace(
-            cond, temb=self.time_embed_act(cond.temb).repeat_interleave(frames, 0), context=context, mask=mask, frames=frames,
-            windows=windows, at_once=picture, pixels_at_once=pixel,
-        )  # fmt: skip
+        cond = per_frame(replace(cond, temb=self.time_embed_act(cond.temb), context=context), rows, frames)
+        cond = replace(cond, windows=windows, at_once=picture, pixels_at_once=pixel)
         x = self._through(sample.transpose(1, 2).flatten(0, 1), cond, (), down_block_additional_residuals, mid_block_additional_residual)
         return x.unflatten(0, (rows, frames)).transpose(1, 2)

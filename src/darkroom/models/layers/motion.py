@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ...errors import ConfigError, InputError
 from .attention import BasicTransformerBlock, Conditions
 from .resnet import Level
+from .unet_blocks import Block
 
-__all__ = ["MotionTransformer", "motion_modules"]
+__all__ = ["MotionTransformer", "TemporalConvs", "insert_motion", "motion_modules", "per_frame"]
 
 
 class FramePlaces(nn.Module):
@@ -32,33 +33,40 @@ class FramePlaces(nn.Module):
 
 
 class MotionBlock(BasicTransformerBlock):
-    """A transformer block across frames, (BN, F, C), whose attentions both read the frames themselves, and know their places."""
+    """A transformer block across frames, (BN, F, C), whose attentions, two or one, read the frames themselves, and know `length` places."""
 
-    def __init__(self, dim: int, level: Level, length: int):
+    def __init__(self, dim: int, level: Level, length: int | None, double: bool):
         super().__init__(dim, level)
-        self.pos_embed = FramePlaces(dim, length)
+        self.pos_embed = nn.Identity() if length is None else FramePlaces(dim, length)
+        if not double:
+            self.norm2 = self.attn2 = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         return self.fed(self.mixed(x, cond) if cond.windows is None else cond.windows(lambda part: self.mixed(part, cond), x), cond)
 
     def mixed(self, x: Tensor, cond: Conditions) -> Tensor:
         x = self.attn1(self.pos_embed(self.norm1(x)), attend=cond.attend) + x
-        return self.attn2(self.pos_embed(self.norm2(x)), attend=cond.attend) + x
+        return x if self.attn2 is None else self.attn2(self.pos_embed(self.norm2(x)), attend=cond.attend) + x
 
 
 class MotionTransformer(nn.Module):
-    """`depth` such blocks over the frames of each pixel of (BF, C, H, W), between projections, around a residual."""
+    """`depth` such blocks over the frames of each pixel of (BF, C, H, W), between projections, around a residual.
+    `inner` is the width between the projections, by default that of the input.
+    """
 
-    def __init__(self, channels: int, depth: int, heads: int, groups: int, length: int):
+    def __init__(
+        self, channels: int, depth: int, heads: int, groups: int, length: int | None, inner: int | None = None, double: bool = True
+    ):  # fmt: skip
         super().__init__()
-        if channels % heads or channels % groups:
-            where = "motion_num_attention_heads, motion_norm_num_groups"
-            raise ConfigError("Heads and groups do not fit.", where=where, got=f"{heads}, {groups}", expected=f"divisors of {channels}")
-        level = Level("down", channels, channels, 1, None, heads=heads)
+        inner = inner or channels
+        if not heads or inner % heads or not groups or channels % groups:
+            where = "heads and groups of layers across frames"
+            raise ConfigError("They do not fit.", where=where, got=f"{heads}, {groups}", expected=f"divisors of {inner} and {channels}")
+        level = Level("down", inner, inner, 1, None, heads=heads)
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
-        self.transformer_blocks = nn.ModuleList(MotionBlock(channels, level, length) for _ in range(depth))
-        self.proj_out = nn.Linear(channels, channels)
+        self.proj_in = nn.Linear(channels, inner)
+        self.transformer_blocks = nn.ModuleList(MotionBlock(inner, level, length, double) for _ in range(depth))
+        self.proj_out = nn.Linear(inner, channels)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         residual, size, across = x, x.shape[-2:], replace(cond, at_once=cond.pixels_at_once)
@@ -70,10 +78,45 @@ class MotionTransformer(nn.Module):
         return h.flatten(0, 1) + residual
 
 
-def motion_modules(channels: int, layers: int, depth: int | tuple[int, ...], heads: Any, groups: int, length: int) -> nn.ModuleList:
+class TemporalConvs(nn.Module):
+    """Four convolutions across frames around a residual, over (BF, C, H, W) (Wang et al. 2023, ModelScope). The last begins as zero."""
+
+    def __init__(self, channels: int, groups: int, dropout: float = 0.1):
+        super().__init__()
+        for i in range(1, 5):
+            drop, conv = [nn.Dropout(dropout)] * (i > 1), nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+            self.add_module(f"conv{i}", nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), *drop, conv))
+        for p in conv.parameters():
+            nn.init.zeros_(p)
+
+    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
+        h = x.unflatten(0, (-1, cond.frames)).transpose(1, 2)  # (B, C, F, H, W)
+        for convolution in self.children():
+            h = convolution(h)
+        return x + h.transpose(1, 2).flatten(0, 1)
+
+
+def motion_modules(
+    channels: int, layers: int, depth: int | tuple[int, ...], heads: Any, groups: int, length: int, double: bool = True
+) -> nn.ModuleList:
     """One for each residual block of a block; `depth` and `heads` are one for all or one for each."""
     options = [tuple(v) if isinstance(v, (tuple, list)) else (v,) * layers for v in (depth, heads)]
     if any(len(v) != layers for v in options):
         got, where = ", ".join(str(len(v)) for v in options), "layers or heads of motion modules"
         raise ConfigError("This option has one value per layer.", where=where, got=got, expected=layers)
-    return nn.ModuleList(MotionTransformer(channels, d, h, groups, length) for d, h in zip(*options))
+    return nn.ModuleList(MotionTransformer(channels, d, h, groups, length, double=double) for d, h in zip(*options))
+
+
+def insert_motion(block: Block, modules: nn.ModuleList | None) -> None:
+    """Put motion modules behind the other layers of a block, in place of those that are there."""
+    block._modules.pop("motion_modules", None)
+    block.after = ("attentions",)
+    if modules is not None:
+        block.motion_modules, block.after = modules, ("attentions", "motion_modules")
+
+
+def per_frame(cond: Conditions, rows: int, frames: int) -> Conditions:
+    """Conditions of `rows` videos as those of all their frames; context and mask may be that already."""
+    every = [x if x is None or len(x) == rows * frames else x.repeat_interleave(frames, 0) for x in (cond.context, cond.mask)]
+    temb = None if cond.temb is None else cond.temb.repeat_interleave(frames, 0)
+    return replace(cond, temb=temb, context=every[0], mask=every[1], frames=frames)
