@@ -10,8 +10,10 @@ _BY_MODULE = {
     "auto": """AutoPipelineForImage2Image AutoPipelineForImage2Video AutoPipelineForInpainting AutoPipelineForText2Image
         AutoPipelineForText2Video AutoPipelineForVideo2Video pipelines""",
     "core.guidance": "APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG InstructCFG MagnitudeAware NAG PAG SAG SEG SLG TCFG",
-    "core.tasks": "Depth2Image Edit Image2Image Inpaint LatentUpscale Panorama Text2Image Upscale Variation",
+    "core.tasks": "Depth2Image Edit Image2Image Inpaint LatentUpscale Panorama Text2Image Text2Video Upscale Variation Video2Video",
     "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
+    "families.animatediff": """AnimateDiffControlNetPipeline AnimateDiffPAGPipeline AnimateDiffPipeline AnimateDiffSDXLPipeline
+        AnimateDiffSparseControlNetPipeline AnimateDiffVideoToVideoControlNetPipeline AnimateDiffVideoToVideoPipeline""",
     "families.class_conditional": "ConsistencyModelPipeline DiTPipeline",
     "families.controlled": """StableDiffusionAdapterPipeline StableDiffusionControlNetImg2ImgPipeline
         StableDiffusionControlNetInpaintPipeline StableDiffusionControlNetPAGInpaintPipeline StableDiffusionControlNetPAGPipeline

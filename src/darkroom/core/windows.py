@@ -3,12 +3,15 @@
 from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 import torch
 from torch import Tensor
 from ..errors import InputError
+from .random import Generators
 
-__all__ = ["SCHEMES", "Windows", "in_parts"]
+__all__ = ["NOISES", "SCHEMES", "FreeNoise", "Windows", "in_parts"]
 
+NOISES = ("shuffle_context", "repeat_context", "random")
 SCHEMES = ("flat", "pyramid", "delayed_reverse_sawtooth")
 
 
@@ -67,3 +70,52 @@ def in_parts(layer: Callable[..., Tensor], size: int | None, *inputs: Tensor | N
     count = -(-inputs[0].shape[0] // size)
     parts = [[None] * count if x is None else x.split(size) for x in inputs]
     return torch.cat([layer(*part) for part in zip(*parts, strict=True)])
+
+
+@dataclass(frozen=True)
+class FreeNoise:
+    """Videos longer than a network was trained on: motion by `windows`, noise whose frames come again, prompts that change on the way
+    (Qiu et al. 2023). `noise_type`: "shuffle_context" repeats the frames of the first window, `stride` of them at a time in another order,
+    "repeat_context" in the same, "random" is new noise for each frame. `interpolate(start, end, a, b)` gives the prompts, (end - start + 1,
+    M, d), from those of two frames, (1, M, d); on a straight line if it is None. Raises InputError for another noise type.
+    """
+
+    windows: Windows
+    noise_type: str = "shuffle_context"
+    interpolate: Callable[[int, int, Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise_type not in NOISES:
+            raise InputError("No such choice.", where="noise_type", got=self.noise_type, expected=", ".join(NOISES))
+
+    def noise(self, x: Tensor, frames: int, generator: Generators) -> Tensor:
+        """Noise for so many frames, from such noise (B, C, n, H, W) of which the first window counts. Random numbers: the orders."""
+        length, stride = self.windows.length, self.windows.stride
+        if self.noise_type == "random" or frames <= length:
+            return x
+        if self.noise_type == "repeat_context":
+            return x[:, :, torch.arange(frames) % length]
+        own = generator if isinstance(generator, (list, tuple)) else [generator]  # one order for all videos, or one for each
+        made = []
+        for part, source in zip(x.chunk(len(own)), own, strict=True):
+            places = torch.arange(frames)
+            for i in range(length, frames, stride):
+                start = i - length
+                order = (
+                    start + torch.randperm(min(stride, frames - start), generator=source, device=source.device if source else None).cpu()
+                )
+                places[i : i + stride] = places[order][: frames - i]
+            made.append(part[:, :, places.to(x.device)])
+        return torch.cat(made)
+
+    def prompts(self, keys: list[int], states: Tensor, frames: int) -> Tensor:
+        """The states (K, M, d) of the prompts of some frames, of which the first is 0, for every frame: (F, M, d)."""
+        made = states[-1:].repeat(frames, 1, 1)
+        keys, states = ([*keys, frames - 1], torch.cat([states, states[-1:]])) if keys[-1] < frames - 1 else (keys, states)
+        for (a, b), first, last in zip(pairwise(keys), states[:-1, None], states[1:, None]):
+            if self.interpolate is None:
+                share = torch.arange(b - a + 1, device=states.device, dtype=states.dtype)[:, None, None] / (b - a)
+                made[a : b + 1] = (1 - share) * first + share * last
+            else:
+                made[a : b + 1] = self.interpolate(a, b, first, last)
+        return made
