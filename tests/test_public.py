@@ -96,7 +96,8 @@ def test_direction_of_imports(file: Path):
     if part == "core":
         assert not inside & {"adapters", "checkpoints", "models", "runtime", "schedulers"}
     if part == "models":
-        assert not inside & {"runtime", "schedulers"}
+        assert not inside & {"schedulers"}
+        assert all(name.startswith("darkroom.runtime.fork") for name in found if name.startswith("darkroom.runtime"))
     if part == "adapters":
         assert not inside & {"auto", "cli", "families", "family", "pipeline", "schedulers"}
     if part == "runtime":

@@ -9,10 +9,12 @@ __all__ = ["NAMES", "lazy"]
 _BY_MODULE = {
     "auto": """AutoPipelineForImage2Image AutoPipelineForImage2Video AutoPipelineForInpainting AutoPipelineForText2Image
         AutoPipelineForText2Video AutoPipelineForVideo2Video pipelines""",
-    "core.guidance": """APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG InstructCFG MagnitudeAware NAG PAG PromptFusion PromptPart
-        SAG SEG SLG TCFG TokenMerging""",
-    "core.tasks": "Depth2Image Edit Image2Image Inpaint LatentUpscale Panorama Text2Image Upscale Variation",
+    "core.guidance": """APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG InstructCFG MagnitudeAware NAG PAG PromptFusion
+        PromptPart SAG SEG SLG TCFG TokenMerging""",
+    "core.tasks": "Depth2Image Edit Image2Image Inpaint LatentUpscale Panorama Text2Image Text2Video Upscale Variation Video2Video",
     "errors": "AdapterError CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
+    "families.animatediff": """AnimateDiffControlNetPipeline AnimateDiffPAGPipeline AnimateDiffPipeline AnimateDiffSDXLPipeline
+        AnimateDiffSparseControlNetPipeline AnimateDiffVideoToVideoControlNetPipeline AnimateDiffVideoToVideoPipeline""",
     "families.class_conditional": "ConsistencyModelPipeline DiTPipeline",
     "families.controlled": """StableDiffusionAdapterPipeline StableDiffusionControlNetImg2ImgPipeline
         StableDiffusionControlNetInpaintPipeline StableDiffusionControlNetPAGInpaintPipeline StableDiffusionControlNetPAGPipeline
@@ -38,12 +40,16 @@ _BY_MODULE = {
     "models.autoencoder_kl": "AutoencoderKL",
     "models.autoencoder_kl_temporal_decoder": "AutoencoderKLTemporalDecoder",
     "models.controlnet": "ControlNetModel",
+    "models.controlnet_sparsectrl": "SparseControlNetModel",
     "models.controlnet_union": "ControlNetUnionModel",
     "models.dit_transformer_2d": "DiTTransformer2DModel Transformer2DModel",
+    "models.motion_adapter": "MotionAdapter",
     "models.multicontrolnet": "MultiControlNetModel MultiControlNetUnionModel",
     "models.t2i_adapter": "MultiAdapter T2IAdapter",
     "models.unet_2d": "UNet2DModel",
     "models.unet_2d_condition": "UNet2DConditionModel",
+    "models.unet_3d_condition": "UNet3DConditionModel",
+    "models.unet_motion_model": "UNetMotionModel",
     "models.unet_spatio_temporal_condition": "UNetSpatioTemporalConditionModel",
     "models.vq_model": "VQModel",
     "pipeline": "DiffusionPipeline",

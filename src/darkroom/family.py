@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
@@ -77,8 +77,9 @@ class Family(Decorated, LoraPipeline, DiffusionPipeline):
         __call__: Callable[..., Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        own = cls.__dict__.get("settings", {})
         for term in cls.__dict__.get("terms", ()):
-            cls.settings = {**cls.settings, **term.settings}
+            cls.settings = {**cls.settings, **term.settings, **own}
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "task") and "__call__" not in cls.__dict__:
             parts = [cls.inputs, cls.task.inputs, *(part.Inputs for part in (cls.control, *cls.terms) if part is not None)]
@@ -138,6 +139,10 @@ class Family(Decorated, LoraPipeline, DiffusionPipeline):
     def schedule_options(self, run: Run) -> dict[str, Any]:
         """Further keyword arguments of the scheduler's `set_timesteps`; None is not passed."""
         return {}
+
+    def passes(self, run: Run) -> Iterator[None]:
+        """Once for each time that the steps are run, as a rule one; before each, `run.x` and `run.timesteps` may be set anew."""
+        yield
 
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
         """What a callback may read and replace, by public name."""
@@ -213,8 +218,8 @@ class Family(Decorated, LoraPipeline, DiffusionPipeline):
         """The dtype of the latents: that of the conditions that are no whole numbers, else of the denoiser."""
         return next((c.dtype for c in run.cond.positive.cond.values() if c.is_floating_point()), self.denoiser.dtype)
 
-    def set_timesteps(self, run: Run) -> Tensor:
-        """Set the run's scheduler to the timesteps that the inputs ask for: (steps,)."""
+    def set_timesteps(self, run: Run, steps: int | None = None) -> Tensor:
+        """Set the run's scheduler to the timesteps that the inputs ask for, or to so many: (steps,)."""
         inputs, scheduler = run.inputs, run.scheduler
         custom = {n: v for n in ("timesteps", "sigmas") if (v := getattr(inputs, n, None)) is not None}
         options = {n: v for n, v in self.schedule_options(run).items() if v is not None}
@@ -223,8 +228,9 @@ class Family(Decorated, LoraPipeline, DiffusionPipeline):
         for name in (custom | options).keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
             got, expected = type(scheduler).__name__, "one whose set_timesteps has this argument, such as EulerDiscreteScheduler"
             raise InputError("This scheduler takes no schedule of one's own.", where=name, got=got, expected=expected)
-        scheduler.set_timesteps(*(() if custom else (inputs.num_inference_steps,)), **custom, **options, device=self.device)
-        run.steps = len(scheduler.timesteps) if custom else inputs.num_inference_steps
+        steps = steps or inputs.num_inference_steps
+        scheduler.set_timesteps(*(() if custom else (steps,)), **custom, **options, device=self.device)
+        run.steps = len(scheduler.timesteps) if custom else steps
         return scheduler.timesteps
 
     @torch.no_grad()
@@ -254,10 +260,11 @@ class Family(Decorated, LoraPipeline, DiffusionPipeline):
         self.task.start(self, run)
         if self.control is not None:
             self.control.start(self, run)
-        with self._running(run), self.progress_bar(total=len(run.timesteps)) as bar:
-            for _ in denoise(self, run, guidance):
-                bar.update()
-                self._after_step(run, guidance)
+        for _ in self.passes(run):
+            with self._running(run), self.progress_bar(total=len(run.timesteps)) as bar:
+                for _ in denoise(self, run, guidance):
+                    bar.update()
+                    self._after_step(run, guidance)
         fields = self.decode(run)
         return self.Output(**fields) if inputs.return_dict else tuple(fields.values())
 

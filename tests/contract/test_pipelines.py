@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from families import controls, tiny
+from families import controls, motion, tiny
 from PIL import Image
 import darkroom
 from darkroom import DiffusionPipeline, Family, InputError
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
         path = tmp_path_factory.mktemp(kind)
         if kind in tiny.NEIGHBOURS:
             return tiny.neighbour(path, kind)
-        return getattr(controls if kind in controls.__all__ else tiny, kind)(path)
+        return getattr(next(home for home in (controls, motion, tiny) if kind in home.__all__), kind)(path)
 
     return write
 
@@ -41,7 +41,7 @@ def pipe(request, folder):
     steered = [name for name in ("controlnet", "adapter") if name in parts]
     steered = ["union" if "Union" in str(parts[name]) else name for name in steered]
     other = cls.__name__ if cls.__name__ in tiny.NEIGHBOURS else "_".join([kind, *steered])
-    made = cls.from_pretrained(folder(tiny.KINDS.get(cls.__name__, other)))
+    made = cls.from_pretrained(folder({**tiny.KINDS, **motion.KINDS}.get(cls.__name__, other)))
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -59,6 +59,8 @@ def call(pipe: Any, seed: Any = 0, **changes: Any) -> Any:
     possible |= {
         "class_labels": [3],
         "num_frames": 2,
+        "video": [picture()] * 2,
+        "conditioning_frames": [picture()] * 2,
         **({"height": 32, "width": 32} if "num_frames" in names or pipe.task.name == "panorama" else {}),
     }
     seen = pipe.task.name != "text2image" or pipe.control is not None

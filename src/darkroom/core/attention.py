@@ -69,7 +69,8 @@ def resolve(attend: Attend, site: str) -> Attend:
 @dataclass(frozen=True, eq=False)
 class Rows:
     """The attention of a batch of branches, each with its own rows. Neighbours with the same at a layer are computed together, and so are those that
-    keep something for each branch and know how: their `together` is equal, and `join` makes one attention of several.
+    keep something for each branch and know how: their `together` is equal, and `join` makes one attention of several. A layer may have several rows
+    for each of the branch's, such as one for each frame of a video.
     """
 
     attends: Sequence[Attend]

@@ -30,6 +30,7 @@ __all__ = [
     "Checked", "Edited", "LatentText", "LatentUNet", "PromptInputs", "PromptedUNet", "StableDiffusion", "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline", "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline",
     "StableDiffusionPAGPipeline", "StableDiffusionPipeline", "StableDiffusionPipelineOutput", "StableDiffusionSAGPipeline",
+    "TextInputs",
 ]  # fmt: skip
 
 logger = logging.getLogger("darkroom")
@@ -41,12 +42,13 @@ class StableDiffusionPipelineOutput(ImagePipelineOutput):
 
 
 @dataclass(kw_only=True)
-class PromptInputs(CallInputs):
+class TextInputs(CallInputs):
+    """Arguments of everything that is made from a prompt."""
+
     prompt: str | list[str] | None = field("What to picture; a list makes pictures for each.")
     negative_prompt: str | list[str] | None = field("What to keep out of the picture.")
     guidance_scale: float = field("Weight of the prompt; 1 or less switches guidance off.", 7.5)
     guidance_rescale: float = field("Counters overexposure by strong guidance.", 0.0, minimum=0, maximum=1)
-    num_images_per_prompt: int = field("Pictures for each prompt.", 1, minimum=1, integer=True)
     timesteps: list[int] | None = field("A schedule of one's own: training timesteps, falling.")
     sigmas: list[float] | None = field("A schedule of one's own: noise levels, falling.")
     eta: float = field("Noise added in DDIM steps: 0 is deterministic, 1 is DDPM.", 0.0, minimum=0, maximum=1)
@@ -59,6 +61,11 @@ class PromptInputs(CallInputs):
     )
     prompt_syntax: str = field('"weighted" reads "(word:1.3)" and prompts of any length.', "plain", choices=("plain", "weighted"))
     clip_skip: int | None = field("How many of the text encoder's last layers to skip.", None, minimum=0, integer=True)
+
+
+@dataclass(kw_only=True)
+class PromptInputs(TextInputs):
+    num_images_per_prompt: int = field("Pictures for each prompt.", 1, minimum=1, integer=True)
 
 
 _PROMPT = "timesteps sigmas guidance_scale negative_prompt num_images_per_prompt eta generator"
@@ -150,15 +157,19 @@ class PromptedUNet(IPAdapters, TextualInversion, LatentUNet):
             raise InputError("The embeddings differ in shape.", where="negative_prompt_embeds", got=got, expected=expected)
         for name in self.prompts[1:]:
             if (texts := getattr(inputs, name)) is not None and not isinstance(texts, str):
-                prompts = self.count(inputs) // inputs.num_images_per_prompt
+                prompts = self.count(inputs) // self.many(inputs)
                 if (got := len(prompt_list(texts, name))) != prompts:
                     what, expected = f"There must be one {name.replace('_', ' ')} per prompt.", f"{prompts} of them, or one string for all"
                     raise InputError(what, where=name, got=got, expected=expected)
         self.check_ip_adapter(inputs)
 
+    def many(self, inputs: Any) -> int:
+        """How many results there are for each prompt."""
+        return inputs.num_images_per_prompt  # type: ignore[no-any-return]
+
     def count(self, inputs: Any) -> int:
         embeds = inputs.prompt_embeds
-        return (len(prompt_list(inputs.prompt, "prompt")) if embeds is None else embeds.shape[0]) * inputs.num_images_per_prompt
+        return (len(prompt_list(inputs.prompt, "prompt")) if embeds is None else embeds.shape[0]) * self.many(inputs)
 
     @staticmethod
     def windows(read: Sequence[tuple[Any, Sequence[Any]]], embeds: Tensor | None) -> int:
@@ -229,8 +240,8 @@ class LatentText(PromptedUNet):
         return prompt_embeds, negative_prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
-        names = "prompt num_images_per_prompt negative_prompt prompt_embeds negative_prompt_embeds clip_skip prompt_syntax"
-        given = {name: getattr(inputs, name) for name in names.split()}
+        names = "prompt negative_prompt prompt_embeds negative_prompt_embeds clip_skip prompt_syntax"
+        given = {name: getattr(inputs, name) for name in names.split()} | {"num_images_per_prompt": self.many(inputs)}
         positive, negative = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative)
         return self.conditioning(inputs, {"context": positive}, None if negative is None else {"context": negative})
 

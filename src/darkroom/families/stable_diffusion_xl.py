@@ -23,7 +23,7 @@ from ..errors import InputError, MissingDependencyError
 from ..family import ImagePipelineOutput
 from ..runtime.fork import cast_copy
 from .clip import encode_states, prompt_list
-from .stable_diffusion import Edited, PromptedUNet, PromptInputs
+from .stable_diffusion import Edited, PromptedUNet, PromptInputs, TextInputs
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from ..schedulers.base import Scheduler
 
 __all__ = [
-    "StableDiffusionXL", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline", "StableDiffusionXLInstructPix2PixPipeline",
-    "StableDiffusionXLPAGImg2ImgPipeline", "StableDiffusionXLPAGInpaintPipeline", "StableDiffusionXLPAGPipeline", "StableDiffusionXLPipeline",
-    "StableDiffusionXLPipelineOutput", "UpcastCodec", "watermark",
+    "PromptedXL", "StableDiffusionXL", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline", "StableDiffusionXLPAGImg2ImgPipeline", "StableDiffusionXLPAGInpaintPipeline",
+    "StableDiffusionXLPAGPipeline", "StableDiffusionXLPipeline", "StableDiffusionXLPipelineOutput", "UpcastCodec", "XLTextInputs", "watermark",
 ]  # fmt: skip
 
 logger = logging.getLogger("darkroom")
@@ -47,7 +47,7 @@ class StableDiffusionXLPipelineOutput(ImagePipelineOutput):
 
 
 @dataclass(kw_only=True)
-class XLInputs(PromptInputs):
+class XLTextInputs(TextInputs):
     prompt_2: str | list[str] | None = field("What the second text encoder reads in place of `prompt`.")
     negative_prompt_2: str | list[str] | None = field("What the second text encoder reads in place of `negative_prompt`.")
     guidance_scale: float = field("Weight of the prompt; 1 or less switches guidance off.", 5.0)
@@ -68,6 +68,11 @@ class XLInputs(PromptInputs):
     denoising_end: float | None = field(
         "Share of the schedule after which to stop and leave the rest to a refiner.", None, minimum=0, maximum=1
     )
+
+
+@dataclass(kw_only=True)
+class XLInputs(XLTextInputs, PromptInputs):
+    guidance_scale: float = field("Weight of the prompt; 1 or less switches guidance off.", 5.0)
 
 
 @dataclass(kw_only=True)
@@ -249,8 +254,8 @@ class PromptedXL(PromptedUNet):
         return torch.cat([states for states, _ in found], -1), next((pooled for _, pooled in found if pooled is not None), None)
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:
-        names = "prompt prompt_2 num_images_per_prompt negative_prompt negative_prompt_2 clip_skip prompt_syntax"
-        given = {name: getattr(inputs, name) for name in f"{names} {_EMBEDS}".split()}
+        names = f"prompt prompt_2 negative_prompt negative_prompt_2 clip_skip prompt_syntax {_EMBEDS}"
+        given = {name: getattr(inputs, name) for name in names.split()} | {"num_images_per_prompt": self.many(inputs)}
         found = self.encode_prompt(**given, do_classifier_free_guidance=needs_negative)
         positive, negative = (
             None
@@ -289,8 +294,8 @@ class PromptedXL(PromptedUNet):
             return positive, [*(away_original or original), *crop, *(away_target or target)]
         return positive, [*away_original, *away_crop, *away_target] if away_original and away_target else positive
 
-    def set_timesteps(self, run: Run) -> Tensor:
-        timesteps, end = super().set_timesteps(run), run.inputs.denoising_end
+    def set_timesteps(self, run: Run, steps: int | None = None) -> Tensor:
+        timesteps, end = super().set_timesteps(run, steps), run.inputs.denoising_end
         if end is None or not 0 < end < 1:
             return timesteps
         if (start := getattr(run.inputs, "denoising_start", None)) is not None and end <= start < 1:

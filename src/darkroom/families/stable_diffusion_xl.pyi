@@ -15,7 +15,7 @@ from ..core.tasks.image2image import Image2ImageInputs
 from ..core.tasks.inpaint import InpaintInputs
 from ..core.types import Branch, Conditioning, Run
 from ..family import ImagePipelineOutput
-from .stable_diffusion import Edited, PromptedUNet, PromptInputs
+from .stable_diffusion import Edited, PromptedUNet, PromptInputs, TextInputs
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 from ..models.autoencoder_kl import AutoencoderKL
 from ..models.unet_2d_condition import UNet2DConditionModel
@@ -24,7 +24,7 @@ from ..schedulers.base import Scheduler
 class StableDiffusionXLPipelineOutput(ImagePipelineOutput):
     ...
 @dataclass(kw_only=True)
-class XLInputs(PromptInputs):
+class XLTextInputs(TextInputs):
     prompt_2: str | list[str] | None = ...
     negative_prompt_2: str | list[str] | None = ...
     guidance_scale: float = ...
@@ -37,6 +37,9 @@ class XLInputs(PromptInputs):
     negative_crops_coords_top_left: tuple[int, int] = ...
     negative_target_size: tuple[int, int] | None = ...
     denoising_end: float | None = ...
+@dataclass(kw_only=True)
+class XLInputs(XLTextInputs, PromptInputs):
+    guidance_scale: float = ...
 @dataclass(kw_only=True)
 class RefinerInputs(Inputs):
     denoising_start: float | None = ...
@@ -96,7 +99,7 @@ class PromptedXL(PromptedUNet):
     def time_ids(self, inputs: Any) -> tuple[list[float], list[float]]:
         ...
 
-    def set_timesteps(self, run: Run) -> Tensor:
+    def set_timesteps(self, run: Run, steps: int | None=None) -> Tensor:
         ...
 
     def to_images(self, pixels: Tensor, run: Run) -> Any:

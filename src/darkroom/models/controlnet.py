@@ -128,7 +128,7 @@ class ControlNet(ConditionedUNet):
 
     def __call__(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         down, mid = nn.Module.__call__(self, *args, **kwargs)
-        return ControlNetOutput(down, mid) if return_dict else (down, mid)
+        return self.Result(down, mid) if return_dict else (down, mid)
 
     def _prepared(
         self, sample: Tensor, timestep: Tensor | float, context: Tensor | None, class_labels: Tensor | None, timestep_cond: Tensor | None,

@@ -87,13 +87,17 @@ class UNet(Model):
             raise InputError("The sample does not fit this network.", where="sample", got=got, expected=fits)
         return 2 * sample - 1 if self.config.center_input_sample else sample
 
+    def _enter(self, x: Tensor, cond: Conditions) -> Tensor:
+        """The first feature map."""
+        return self.conv_in(x)
+
     def _through(
         self, x: Tensor, cond: Conditions, inside: Sequence[Tensor] = (), outside: Sequence[Tensor] | None = None, mid: Tensor | None = None
     ) -> Tensor:
         """From the first convolution to the last, (B, in_channels, H, W) to (B, out_channels, H, W).
         `inside` goes into blocks on the way down, `outside` and `mid` onto skip connections and after the middle.
         """
-        picture, x, remaining = x, self.conv_in(x), list(inside)  # (B, 3, H, W), which only some blocks take, and (B, C0, H, W)
+        picture, x, remaining = x, self._enter(x, cond), list(inside)  # (B, 3, H, W), which only some blocks take, and (B, C0, H, W)
         skips = [x]
         for down in self.down_blocks:
             if isinstance(down, DownBlock):

@@ -61,7 +61,8 @@ class NAG(Addend):
         sites = matching("." if self.layers is None else self.layers, [*plain], "NAG.layers")
         context = self.negative.cond["context"]
         project = getattr(pipe.denoiser, "encoder_hid_proj", None)
-        self.context = project(context) if isinstance(project, torch.nn.Linear) else context  # (B, M, C)
+        context = context.reshape(-1, *context.shape[-2:])  # (B, M, C), of videos with one for each frame (BF, M, C)
+        self.context = project(context) if isinstance(project, torch.nn.Linear) else context
         self.found, self.read = {site: plain[site] for site in sites}, {}
         return cond
 

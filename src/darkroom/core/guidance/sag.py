@@ -68,7 +68,8 @@ class SAG(Addend):
         alpha, sigma = signal_and_noise(step, base, "SAG")
         x0, eps = step.run.scheduler.x0_and_eps(step.x, base, alpha, sigma)
         size = map_size(step, self.received.shape[-1])  # the middle of the denoiser is smaller than the latents
-        mask = F.interpolate((self.received > 1).to(x0.dtype).reshape(-1, 1, *size), x0.shape[-2:])  # (B, 1, H, W)
-        blurred = gaussian_blur(x0) * mask + x0 * (1 - mask)
+        mask = F.interpolate((self.received > 1).to(x0.dtype).reshape(-1, 1, *size), x0.shape[-2:])
+        mask = mask.reshape(len(x0), 1, *x0.shape[2:])  # (B, 1, H, W), of videos (B, 1, F, H, W)
+        blurred = gaussian_blur(x0.reshape(-1, 1, *x0.shape[-2:])).reshape(x0.shape) * mask + x0 * (1 - mask)
         (degraded,) = step.predict([step.cond.base], alpha * blurred + sigma * eps)
         return self.weight(step) * (base - degraded)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ...core.attention import Attend, sdpa, unless_skipped
+from ...core.windows import Windows, in_parts
 from ...errors import InputError
 from ..base import choose
 from .resnet import Level
@@ -32,7 +33,9 @@ def rename_attention(name: str) -> str:
 class Conditions:
     """What every block of a UNet receives beside its input, for one call.
     `temb` is the timestep embedding (B, E), `context` (B, M, C); `mask` and `context_mask` are additive biases over the keys of
-    self- and cross-attention, broadcastable to (B, heads, N, M).
+    self- and cross-attention, broadcastable to (B, heads, N, M). In a network over videos B counts pictures, `frames` of one video
+    after another, which layers across frames may go through by `windows`. To save memory, layers over pictures take `at_once` rows at a
+    time, those across frames `pixels_at_once`.
     """
 
     temb: Tensor | None = None
@@ -41,6 +44,10 @@ class Conditions:
     context_mask: Tensor | None = None
     attend: Attend = sdpa
     objects: Tensor | None = None  # tokens of things in their places (B, K, C), which gated layers read
+    frames: int = 1
+    windows: Windows | None = None
+    at_once: int | None = None
+    pixels_at_once: int | None = None
 
 
 class TokenGroupNorm(nn.GroupNorm):
@@ -261,7 +268,12 @@ class BasicTransformerBlock(nn.Module):
         if self.fuser is not None and cond.objects is not None:
             x = self.fuser(x, cond.objects, cond.attend)
         x = self.attn2(self.norm2(x), cond.context, cond.context_mask, cond.attend) + x
-        return unless_skipped(self.ff(self.norm3(x)), cond.attend, self.attn1.site.removesuffix("attn1") + "ff") + x
+        return self.fed(x, cond)
+
+    def fed(self, x: Tensor, cond: Conditions) -> Tensor:
+        """The last of the three."""
+        added = in_parts(lambda part: self.ff(self.norm3(part)), cond.at_once, x)
+        return unless_skipped(added, cond.attend, self.attn1.site.removesuffix("attn1") + "ff") + x
 
 
 class Transformer2D(nn.Module):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from ...config import Config
+from ...core.windows import in_parts
 from ...errors import ConfigError
 from ..base import choose
 from .attention import AddedKVAttention, Conditions, DualTransformer2D, SelfAttention, Transformer2D
@@ -47,6 +48,7 @@ class Block(nn.Module):
 
     picture = False  # whether a small copy of the picture goes through, too
     freeu: FreeU | None = None  # what is done to the input and to skip connections before they are joined
+    after: tuple[str, ...] = ("attentions",)  # the lists of layers of which one each follows a residual block, in order
     Resnet: type[nn.Module] = ResnetBlock2D
 
     def __init__(self, attention: Attends, level: Level, bare: int = 0):
@@ -70,12 +72,13 @@ class Block(nn.Module):
         return nn.ModuleList([Resample2D(level.channels, way, padding=level.downsample_padding)])
 
     def _layers(self, x: Tensor, cond: Conditions, skips: Sequence[Tensor] = (), made: list[Tensor] | None = None) -> Tensor:
-        """At one resolution, (B, C, H, W). `made` receives what follows each residual block and its attention."""
-        for resnet, attention, skip in zip_longest(self.resnets, self.attentions, reversed(skips)):
+        """At one resolution, (B, C, H, W). `made` receives what comes out behind each residual block and what follows it."""
+        for resnet, skip, *layers in zip_longest(self.resnets, reversed(skips), *(getattr(self, name) for name in self.after)):
             if skip is not None and self.freeu is not None:
                 x, skip = self.freeu(x, skip)
-            x = resnet(x if skip is None else torch.cat([x, skip], 1), cond.temb)
-            x = x if attention is None else attention(x, cond)
+            x = in_parts(resnet, cond.at_once, x if skip is None else torch.cat([x, skip], 1), cond.temb)
+            for layer in layers:
+                x = x if layer is None else layer(x, cond)
             if made is not None:
                 made.append(x)
         return x
