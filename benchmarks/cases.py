@@ -240,25 +240,38 @@ def schedulers(options: Options) -> Iterator[Row]:
         yield Row(f"{name}, a step beyond its arithmetic", *samples, unit="µs", limit=0.5, note=note)
 
 
-@case("memory", "50 MB", "a fresh process each; UNet of SD 1.5 size, float16; resident memory, on a GPU allocated bytes")
+@case("memory", "50 MB, 1 % of SDXL", "a fresh process each; float16; resident memory, on a GPU allocated bytes")
 def memory(options: Options) -> Iterator[Row]:
     from families import tiny
+    from .loading import SDXL
 
-    config = json.dumps(NARROW if options.quick else SD15)
-    with tempfile.TemporaryDirectory() as folder:
-        tiny.sd(folder)
-        for dtype in ("", "float16"):
-            after: dict[str, str] = {}
+    layouts = {
+        "SD 1.5": (tiny.sd, NARROW if options.quick else SD15, "StableDiffusion", ("", "Img2Img")),
+        "SDXL": (
+            tiny.sdxl,
+            SDXL | {"block_out_channels": [320] * 3} if options.quick else SDXL,
+            "StableDiffusionXL",
+            ("", "Img2Img", "Inpaint"),
+        ),
+    }
+    for layout, (write, config, family, tasks) in layouts.items():
+        with tempfile.TemporaryDirectory() as folder:
+            write(folder)
+            for dtype in ("", "float16"):
+                after: dict[str, tuple[float, str]] = {}
 
-            def grown(name: str, dtype: str = dtype, after: dict[str, str] = after) -> float:
-                arguments = ["-m", "benchmarks.growth", name, folder, config, options.device, dtype]
-                megabytes, after[name] = json.loads(fresh(arguments, options)[2])
-                return megabytes
+                def grown(name: str, dtype: str = dtype, after: dict[str, tuple[float, str]] = after) -> float:
+                    classes = [f"{family}{task}Pipeline" for task in tasks]  # noqa: B023
+                    arguments = ["-m", "benchmarks.growth", name, folder, json.dumps(config), options.device, dtype, *classes]  # noqa: B023
+                    megabytes, *after[name] = json.loads(fresh(arguments, options)[2])
+                    return megabytes
 
-            got = interleave({n: partial(grown, n) for n in LIBRARIES}, 1 if options.quick else 3, warm_up=False)
-            what = f"growth by `from_pipe(pipe{', torch_dtype=float16' if dtype else ''})`"
-            note = "source afterwards: " + ", ".join(f"{n} {d}" for n, d in after.items())
-            yield Row(what, got["darkroom"], got["diffusers"], unit="MB", limit=50, absolute=True, note=note)
+                got = interleave({n: partial(grown, n) for n in LIBRARIES}, 1 if options.quick else 3, warm_up=False)
+                what = f"{layout}: growth by {len(tasks) - 1} x `from_pipe(pipe{', torch_dtype=float16' if dtype else ''})`"
+                size = after["darkroom"][0]
+                note = f"UNet of {size:.0f} MB; source afterwards: " + ", ".join(f"{n} {d}" for n, (_, d) in after.items())
+                limit = 50 if layout != "SDXL" else size / 100
+                yield Row(what, got["darkroom"], got["diffusers"], unit="MB", limit=round(limit, 1), absolute=True, note=note)
 
 
 @case("load", "1 x", "one process, bundled checkpoint, everything imported")

@@ -25,9 +25,12 @@ __all__ = ["CallInputs", "Family", "ImagePipelineOutput"]
 
 @dataclass
 class ImagePipelineOutput(Output):
-    """`images`: a list of PIL pictures, or an array (B, H, W, 3) in [0, 1], a tensor (B, 3, H, W) in [0, 1], or latents."""
+    """`images`: a list of PIL pictures, or an array (B, H, W, 3) in [0, 1], a tensor (B, 3, H, W) in [0, 1], or latents.
+    `nsfw_content_detected`: for each picture whether a safety checker blacked it out; None without a checker.
+    """
 
     images: Any
+    nsfw_content_detected: list[bool] | None = None
 
 
 @dataclass(kw_only=True)
@@ -147,8 +150,45 @@ class Family(DiffusionPipeline):
 
     def decode(self, run: Run) -> dict[str, Any]:
         """The fields of the output, from the final latents."""
-        latent = run.inputs.output_type == "latent"
-        return {"images": self.result(run) if latent else self.to_images(self.pixels(run), run)}
+        if run.inputs.output_type == "latent":
+            return {"images": self.result(run)}
+        pixels, flagged = self.screened(self.pixels(run))
+        return {"images": self.to_images(pixels, run)} | ({} if flagged is None else {"nsfw_content_detected": flagged})
+
+    def attach_safety_checker(self, checker: Any, feature_extractor: Any = None) -> None:
+        """From now on pictures go past this checker, and those that it flags are black; None takes it away. Pipelines made from this one
+        inherit it. It takes the place of a checker that came with the checkpoint.
+        Args:
+            checker: such as a StableDiffusionSafetyChecker; called with `clip_input`, (B, 3, 224, 224), and `images`, (B, 3, H, W) in [0, 1],
+                it gives the images and, for each, whether it is flagged.
+            feature_extractor: what makes `clip_input` of PIL pictures, such as a CLIPImageProcessor.
+        Raises InputError for a checker without feature extractor, and for pipelines that make no pictures.
+        """
+        if not issubclass(self.Output, ImagePipelineOutput):
+            raise InputError("This pipeline makes no pictures.", where="attach_safety_checker", got=type(self).__name__)
+        if checker is not None and not (callable(checker) and callable(feature_extractor)):
+            expected, got = "a CLIPImageProcessor", type(feature_extractor).__name__
+            raise InputError("The safety checker lacks its feature extractor.", where="feature_extractor", got=got, expected=expected)
+        self.__dict__["_screen"] = None if checker is None else (checker, feature_extractor)
+
+    @property
+    def screen(self) -> tuple[Any, Any] | None:
+        """The safety checker and its feature extractor."""
+        return self.__dict__.get("_screen")
+
+    def inherit(self, source: DiffusionPipeline) -> None:
+        super().inherit(source)
+        self.__dict__["_screen"] = source.__dict__.get("_screen")
+
+    def screened(self, pixels: Tensor) -> tuple[Tensor, list[bool] | None]:
+        """Pictures (B, 3, H, W) in [-1, 1] with those black that the safety checker flags, and which; without a checker all pass."""
+        if self.screen is None:
+            return pixels, None
+        checker, extractor = self.screen
+        home = next(iter(checker.parameters()), pixels) if hasattr(checker, "parameters") else pixels
+        seen = extractor(tensor_to_images(pixels), return_tensors="pt").pixel_values.to(home)
+        checked, flagged = checker(clip_input=seen, images=tensor_to_images(pixels, "pt"))
+        return checked * 2 - 1, flagged
 
     def result(self, run: Run) -> Tensor:
         """The latents of the result."""

@@ -238,3 +238,23 @@ def test_commands(tiny_sd: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
     assert "up to date" in run(app, ["pull", "org/tiny", "--check"]).output
     hub.commit("org/tiny", {"README.md": b"new"})
     assert "newer commit" in run(app, ["pull", "org/tiny", "--check"]).output
+
+
+def test_several_networks_of_one_component(tmp_path: Path, hub: HubServer) -> None:
+    from families import controls
+
+    folder = controls.sd_controlnet(tmp_path / "two", nets=2)
+    content = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert any(name.startswith("controlnet_1/") for name in content)
+    hub.add("org/two", content)
+    options: dict[str, object] = {"requires_safety_checker": False, "device_map": "cpu"}
+    here, there = (DiffusionPipeline.from_pretrained(source, **options) for source in (folder, "org/two"))
+    for pipe in (here, there):
+        assert len(pipe.controlnet.nets) == 2
+        assert pipe.device_plan.sizes["controlnet"] == sum(p.nbytes for p in pipe.controlnet.parameters())
+    for ours, theirs in zip(here.controlnet.parameters(), there.controlnet.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    found = inspect_checkpoint("org/two")
+    parts = {part.name: part for part in found.parts}
+    assert parts["controlnet_1"].class_name == "ControlNetModel" and parts["controlnet_1"].weights == parts["controlnet"].weights > 0
+    assert found.download == inspect_checkpoint(folder).download

@@ -541,3 +541,20 @@ def test_the_reference_chooses_the_same(listings: dict, variant: str | None, use
         ):  # no mixture of formats: the whole pipeline
             if not variant or any((variant, "safetensors") in f for f in forms.values()):
                 assert weights(chosen) == siblings(every, variant, ["*.bin", "*.msgpack", "*.onnx", "*.pb"])
+
+
+def test_further_networks_of_a_component():
+    """Several ControlNets are one component, whose folders stand beside each other; a pipeline of one has no use for a folder of such a name."""
+    parts = ["controlnet", "controlnet_1", "controlnet_2", "unet", "controlnet_4"]
+    paths = ["model_index.json", *(f"{part}/{name}" for part in parts for name in ("config.json", SAFE))]
+    several = ModelIndex("P", {"unet": ("diffusers", "UNet2DConditionModel"), "controlnet": ("diffusers", "MultiControlNetModel")})
+    chosen = plan_pipeline(paths, several)
+    expected = {"controlnet_1": "controlnet", "controlnet_2": "controlnet"}
+    assert chosen.further == expected and "controlnet_4" not in chosen.weights
+    assert {f"{part}/{SAFE}" for part in parts[:4]} == weights(chosen)
+    assert not any(path.startswith("controlnet") for path in plan_pipeline(paths, several, passed=["controlnet"]).files)
+    one = ModelIndex("P", {"unet": ("diffusers", "UNet2DConditionModel"), "controlnet": ("diffusers", "ControlNetModel")})
+    assert plan_pipeline(paths, one).further == {}
+    old = ["adapter", "adapter_1", "adapter_1_2"]
+    paths = [f"{part}/{name}" for part in old for name in ("config.json", SAFE)]
+    assert plan_pipeline(paths, ModelIndex("P", {"adapter": ("diffusers", "MultiAdapter")})).further == dict.fromkeys(old[1:], "adapter")

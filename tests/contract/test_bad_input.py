@@ -38,7 +38,7 @@ WHITE = Image.new("RGB", (32, 32), "white")
 CALLS = {
     "prompt of another type": (dict(prompt=3), "prompt"),
     "list with a number": (dict(prompt=["a", 3]), "prompt"),
-    "no prompt": (dict(prompt=None), "prompt"),
+    "no prompt": (dict(prompt=None), "nothing to picture"),
     "empty list": (dict(prompt=[]), "prompt"),
     "prompt and embeddings": (dict(prompt="a", prompt_embeds=torch.zeros(1, 16, 32)), "prompt_embeds"),
     "embeddings of another width": (dict(prompt=None, prompt_embeds=torch.zeros(1, 16, 31)), "prompt_embeds"),

@@ -273,3 +273,34 @@ def test_from_pipe_with_a_dtype_copies(pipe):
     child = type(pipe).from_pipe(pipe, torch_dtype=torch.float16)
     assert child.dtype == torch.float16 and pipe.dtype == torch.float32
     assert call(pipe)[0].dtype == np.float32
+
+
+def first_is_bad(clip_input: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
+    """A safety checker that flags the first picture."""
+    assert clip_input.shape[1:] == (3, 224, 224) and images.amin() >= 0 and images.amax() <= 1
+    flagged = [i == 0 for i in range(len(images))]
+    return torch.stack([image * (not bad) for image, bad in zip(images, flagged, strict=True)]), flagged
+
+
+def test_a_safety_checker_attaches(pipe):
+    from transformers import CLIPImageProcessor
+
+    if not issubclass(pipe.Output, darkroom.family.ImagePipelineOutput):
+        with pytest.raises(InputError, match="makes no pictures"):
+            pipe.attach_safety_checker(first_is_bad, CLIPImageProcessor())
+        return
+    with pytest.raises(InputError, match="feature_extractor"):
+        pipe.attach_safety_checker(first_is_bad)
+    plain = call(pipe)
+    child = type(pipe).from_pipe(pipe)
+    child.attach_safety_checker(first_is_bad, CLIPImageProcessor())
+    black = call(child)
+    assert black.nsfw_content_detected == [True] and not black.images[0].any()
+    assert call(child, return_dict=False)[1] == [True]
+    heir = type(pipe).from_pipe(child)
+    child.attach_safety_checker(None)
+    assert call(heir).nsfw_content_detected == [True]
+    for free in (pipe, child):
+        out = call(free)
+        assert out.nsfw_content_detected is None
+        np.testing.assert_array_equal(out.images, plain.images)

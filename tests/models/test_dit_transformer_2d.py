@@ -6,6 +6,7 @@ import json
 import diffusers
 import pytest
 import torch
+from families.side_by_side import networks
 from darkroom import DiTTransformer2DModel, Transformer2DModel
 from darkroom.core.attention import eager
 from darkroom.errors import CheckpointError, ConfigError, InputError
@@ -31,13 +32,7 @@ CONFIGS = {
 
 
 def pair(options):
-    torch.manual_seed(0)
-    reference, mine = diffusers.DiTTransformer2DModel(**options).eval(), DiTTransformer2DModel(**options).eval()
-    for p in reference.parameters():
-        p.data.add_(torch.randn_like(p), alpha=0.1)
-    assert set(mine.state_dict()) == set(reference.state_dict())
-    mine.load_state_dict(reference.state_dict())
-    return reference, mine
+    return networks(diffusers.DiTTransformer2DModel, DiTTransformer2DModel, options)
 
 
 @pytest.fixture(params=CONFIGS, scope="module")

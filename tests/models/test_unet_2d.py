@@ -4,6 +4,7 @@ from __future__ import annotations
 import inspect
 import pytest
 import torch
+from families.side_by_side import networks
 from darkroom.core.attention import eager
 from darkroom.errors import ConfigError, InputError
 from darkroom.models.unet_2d import UNet2DModel
@@ -61,15 +62,7 @@ CONFIGS: dict[str, dict] = {
 
 
 def pair(**options):
-    """The reference's network and ours with the same weights, none of which is zero or one."""
-    torch.manual_seed(0)
-    reference = diffusers.UNet2DModel(**(TINY | options)).eval()
-    for p in reference.parameters():
-        torch.nn.init.normal_(p, std=0.15) if p.ndim > 1 else torch.nn.init.normal_(p, mean=0.3, std=0.3)
-    ours = UNet2DModel(**(TINY | options)).eval()
-    assert set(ours.state_dict()) == set(reference.state_dict())
-    ours.load_state_dict(reference.state_dict(), strict=True)
-    return reference, ours
+    return networks(diffusers.UNet2DModel, UNet2DModel, TINY | options, apart=True)
 
 
 def inputs(**options):

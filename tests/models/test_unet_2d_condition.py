@@ -5,6 +5,7 @@ import inspect
 import logging
 import pytest
 import torch
+from families.side_by_side import networks
 from darkroom.core.attention import eager, sdpa
 from darkroom.errors import ConfigError, InputError
 from darkroom.models.layers.attention import Conditions
@@ -104,15 +105,7 @@ SIZES = {"latent upscaler": (16, 24)}  # its filters reflect at the border and n
 
 
 def pair(**options):
-    """The reference's network and ours with the same weights, none of which is zero or one."""
-    torch.manual_seed(0)
-    reference = diffusers.UNet2DConditionModel(**(TINY | options)).eval()
-    for p in reference.parameters():
-        torch.nn.init.normal_(p, std=0.15) if p.ndim > 1 else torch.nn.init.normal_(p, mean=0.3, std=0.3)
-    ours = UNet2DConditionModel(**(TINY | options)).eval()
-    assert set(ours.state_dict()) == set(reference.state_dict())
-    ours.load_state_dict(reference.state_dict(), strict=True)
-    return reference, ours
+    return networks(diffusers.UNet2DConditionModel, UNet2DConditionModel, TINY | options, apart=True)
 
 
 def inputs(batch: int = 2, size: tuple[int, int] = (8, 8), **options):

@@ -5,6 +5,7 @@ import inspect
 import diffusers
 import pytest
 import torch
+from families.side_by_side import networks
 from darkroom import VQModel
 from darkroom.errors import ConfigError, InputError
 
@@ -47,13 +48,7 @@ CONFIGS = {
 
 
 def pair(options):
-    torch.manual_seed(0)
-    reference, mine = diffusers.VQModel(**options).eval(), VQModel(**options).eval()
-    for p in reference.parameters():
-        p.data.add_(torch.randn_like(p), alpha=0.1)
-    assert set(mine.state_dict()) == set(reference.state_dict())
-    mine.load_state_dict(reference.state_dict())
-    return reference, mine
+    return networks(diffusers.VQModel, VQModel, options)
 
 
 @pytest.fixture(params=CONFIGS, scope="module")

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from families import controls
-from PIL import Image
+from families.side_by_side import TOLERANCE, both, compare, generators, mask, picture
 import darkroom
 import darkroom.families.controlled
 from darkroom import CFG, PAG, SAG, DiffusionPipeline, InputError
 from darkroom.core.control import ControlNets, T2IAdapters
 
-TOLERANCE = 1e-4
 STEPS = 4
 SD = "StableDiffusion{}Pipeline".format
 NETS = [SD(f"ControlNet{s}") for s in ("", "Img2Img", "Inpaint", "PAG", "PAGInpaint")]
@@ -41,28 +40,9 @@ def pair(checkpoint):
     @cache
     def load(name: str, **options: Any) -> tuple[Any, Any]:
         path = checkpoint("sd_adapter" if "Adapter" in name else "sd_controlnet", **options)
-        pipes = tuple(getattr(lib, name).from_pretrained(path, requires_safety_checker=False) for lib in (diffusers, darkroom))
-        encoder = pipes[0].text_encoder
-        encoder.__dict__.setdefault("text_model", encoder)  # the reference looks there; transformers 5 has no such level
-        for pipe in pipes:
-            pipe.set_progress_bar_config(disable=True)
-        return pipes
+        return both(name, path, requires_safety_checker=False)
 
     return load
-
-
-def picture(seed: int = 3, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> Image.Image:
-    """A smooth picture."""
-    waves = np.random.default_rng(seed).uniform(1, 4, (3, 2))
-    y, x = np.mgrid[0 : 1 : size[1] * 1j, 0 : 1 : size[0] * 1j]
-    channels = [0.5 + 0.5 * np.sin(6.3 * (a * x + b * y)) for a, b in waves]
-    return Image.fromarray((np.stack(channels, -1) * 255).astype(np.uint8)).convert(mode)
-
-
-def mask() -> Image.Image:
-    area = np.zeros((32, 32), np.uint8)
-    area[8:24, 4:20] = 255
-    return Image.fromarray(area)
 
 
 def hint(name: str) -> str:
@@ -78,17 +58,6 @@ def arguments(name: str, **changes: Any) -> dict[str, Any]:
         given["mask_image"] = mask()
     hints = changes.pop("hint", picture())
     return {**given, hint(name): hints, **changes}
-
-
-def generators(seed: int | list[int]) -> Any:
-    return [torch.Generator().manual_seed(s) for s in seed] if isinstance(seed, list) else torch.Generator().manual_seed(seed)
-
-
-def compare(pipes: tuple[Any, Any], call: dict[str, Any], seed: int | list[int] = 0) -> np.ndarray:
-    theirs, ours = (np.asarray(p(**call, generator=generators(seed)).images) for p in pipes)
-    assert ours.shape == theirs.shape and np.isfinite(theirs).all() and theirs.std() > 0.01
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
-    return ours
 
 
 CALLS: dict[str, dict[str, Any]] = {

@@ -4,18 +4,13 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from typing import Any
-import diffusers
 import numpy as np
 import pytest
-import torch
 from families import controls
-from PIL import Image
+from families.side_by_side import both, compare, generators, mask, picture
 import darkroom
 from darkroom import CFG, PAG, InputError
 
-family = pytest.importorskip("darkroom.families.controlled_xl")
-
-TOLERANCE = 1e-4
 STEPS = 4
 XL = "StableDiffusionXL{}Pipeline".format
 NAMES = [XL(f"ControlNet{s}") for s in ("", "Img2Img", "Inpaint", "PAG", "PAGImg2Img", "Union", "UnionImg2Img", "UnionInpaint")]
@@ -33,19 +28,9 @@ def pair(tmp_path_factory):
     @cache
     def load(name: str, **options: Any) -> tuple[Any, Any]:
         path = write("sdxl_adapter" if "Adapter" in name else "sdxl_union" if "Union" in name else "sdxl_controlnet", **options)
-        pipes = tuple(getattr(home, name).from_pretrained(path) for home in (diffusers, family))
-        for pipe in pipes:
-            pipe.set_progress_bar_config(disable=True)
-        return pipes
+        return both(name, path)
 
     return load
-
-
-def picture(seed: int = 3, size: tuple[int, int] = (32, 32)) -> Image.Image:
-    waves = np.random.default_rng(seed).uniform(1, 4, (3, 2))
-    y, x = np.mgrid[0 : 1 : size[1] * 1j, 0 : 1 : size[0] * 1j]
-    channels = [0.5 + 0.5 * np.sin(6.3 * (a * x + b * y)) for a, b in waves]
-    return Image.fromarray((np.stack(channels, -1) * 255).astype(np.uint8))
 
 
 def arguments(name: str, **changes: Any) -> dict[str, Any]:
@@ -54,23 +39,10 @@ def arguments(name: str, **changes: Any) -> dict[str, Any]:
     if task:
         given |= {"image": picture(5), "strength": 0.8}
     if "Inpaint" in name:
-        area = np.zeros((32, 32), np.uint8)
-        area[8:24, 4:20] = 255
-        given["mask_image"] = Image.fromarray(area)
+        given["mask_image"] = mask()
     hint = changes.pop("hint", picture())
     given["control_image" if task or "Union" in name else "image"] = hint
     return {**given, **({"control_mode": 2} if "Union" in name else {}), **changes}
-
-
-def generators(seed: int | list[int]) -> Any:
-    return [torch.Generator().manual_seed(s) for s in seed] if isinstance(seed, list) else torch.Generator().manual_seed(seed)
-
-
-def compare(pipes: tuple[Any, Any], call: dict[str, Any], seed: int | list[int] = 0) -> np.ndarray:
-    theirs, ours = (np.asarray(p(**call, generator=generators(seed)).images) for p in pipes)
-    assert ours.shape == theirs.shape and np.isfinite(theirs).all() and theirs.std() > 0.01
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
-    return ours
 
 
 CALLS: dict[str, dict[str, Any]] = {

@@ -8,12 +8,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from families import tiny
+from families import side_by_side, tiny
+from families.side_by_side import TOLERANCE, both, generators, mask, picture, tensor
 from PIL import Image
 import darkroom
 from darkroom import ConfigError, InputError
 
-TOLERANCE = 1e-4
 NAMES = ["".join(n) for n in tiny.KINDS if n not in ("DDPMPipeline", "DDIMPipeline")]
 
 
@@ -24,30 +24,13 @@ def pair(tmp_path_factory):
     @cache
     def load(name: str, **options: Any) -> tuple[Any, Any]:
         path = getattr(tiny, tiny.KINDS[name])(tmp_path_factory.mktemp("checkpoint"), **options)
-        pipes = tuple(getattr(lib, name).from_pretrained(path) for lib in (diffusers, darkroom))
-        for pipe in pipes:
-            pipe.set_progress_bar_config(disable=True)
-        return pipes
+        return both(name, path)
 
     return load
 
 
-def picture(side: int = 32, seed: int = 3) -> Image.Image:
-    """A smooth picture."""
-    waves = np.random.default_rng(seed).uniform(1, 4, (3, 2))
-    y, x = np.mgrid[0 : 1 : side * 1j, 0 : 1 : side * 1j]
-    channels = [0.5 + 0.5 * np.sin(6.3 * (a * x + b * y)) for a, b in waves]
-    return Image.fromarray((np.stack(channels, -1) * 255).astype(np.uint8))
-
-
-def mask(side: int = 32) -> Image.Image:
-    area = np.full((side, side), 255, np.uint8)
-    area[8:24, 4:20] = 0
-    return Image.fromarray(area)
-
-
 def raw(seed: int, rows: int = 1, side: int = 32) -> torch.Tensor:
-    return torch.randn(rows, 3, side, side, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
+    return tensor(rows, 3, side, side, seed=seed).clamp(-1, 1)
 
 
 CALLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -57,7 +40,7 @@ CALLS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "LDMSuperResolutionPipeline": {
         "picture": {"image": picture()},
-        "picture of an odd size": {"image": picture(70)},
+        "picture of an odd size": {"image": picture(size=70)},
         "tensor": {"image": raw(1, 2, 16), "num_inference_steps": 3},
     },
     "LDMTextToImagePipeline": {
@@ -65,14 +48,14 @@ CALLS: dict[str, dict[str, dict[str, Any]]] = {
         "guidance": {"prompt": ["the cat", "a red dog"], "guidance_scale": 6.0},
         "guidance below 1": {"prompt": "the cat", "guidance_scale": 0.4},
         "size": {"prompt": "the cat", "height": 48, "width": 16, "guidance_scale": 3.0},
-        "latents": {"prompt": "the cat", "latents": torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(5))},
+        "latents": {"prompt": "the cat", "latents": tensor(1, 4, 4, 4)},
     },
     "ConsistencyModelPipeline": {
         "one step": {"num_inference_steps": 1},
         "several steps": {"num_inference_steps": 4, "batch_size": 2},
         "timesteps": {"num_inference_steps": None, "timesteps": [22, 0]},
         "timesteps and steps": {"num_inference_steps": 3, "timesteps": [30, 11, 0]},
-        "latents": {"num_inference_steps": 2, "latents": torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(5))},
+        "latents": {"num_inference_steps": 2, "latents": tensor(1, 3, 16, 16)},
         "a class that it does not know": {"num_inference_steps": 2, "class_labels": 3},
     },
     "DiTPipeline": {
@@ -81,14 +64,14 @@ CALLS: dict[str, dict[str, dict[str, Any]]] = {
         "without guidance": {"class_labels": [3, 4], "guidance_scale": 1.0},
     },
     "RePaintPipeline": {
-        "pictures": {"image": picture(), "mask_image": mask(), "num_inference_steps": 6, "jump_length": 2, "jump_n_sample": 3},
-        "long jumps": {"image": picture(), "mask_image": mask(), "num_inference_steps": 9, "jump_length": 4, "jump_n_sample": 2, "eta": 0.6},
-        "no jumps": {"image": picture(), "mask_image": mask(), "num_inference_steps": 4, "jump_length": 5, "jump_n_sample": 1, "eta": 1.0},
+        "pictures": {"image": picture(), "mask_image": mask(0), "num_inference_steps": 6, "jump_length": 2, "jump_n_sample": 3},
+        "long jumps": {"image": picture(), "mask_image": mask(0), "num_inference_steps": 9, "jump_length": 4, "jump_n_sample": 2, "eta": 0.6},
+        "no jumps": {"image": picture(), "mask_image": mask(0), "num_inference_steps": 4, "jump_length": 5, "jump_n_sample": 1, "eta": 1.0},
         "tensors": {
             "image": raw(2, 2, 16), "mask_image": (raw(3, 1, 16)[:, :1] > 0).float(), "num_inference_steps": 5, "jump_length": 1,
             "jump_n_sample": 2,
         },
-        "lists": {"image": [picture(), picture(seed=4)], "mask_image": mask(), "num_inference_steps": 3},
+        "lists": {"image": [picture(), picture(seed=4)], "mask_image": mask(0), "num_inference_steps": 3},
     },
     "StableVideoDiffusionPipeline": {
         "plain": {},
@@ -102,28 +85,24 @@ CALLS: dict[str, dict[str, dict[str, Any]]] = {
         "two videos": {"num_videos_per_prompt": 2},
         "two pictures": {"image": [picture(), picture(seed=5)]},
         "sigmas": {"sigmas": [700.0, 20.0, 1.0, 0.0]},
-        "latents": {"latents": torch.randn(1, 3, 4, 16, 16, generator=torch.Generator().manual_seed(5))},
-        "a large picture": {"image": picture(300)},
+        "latents": {"latents": tensor(1, 3, 4, 16, 16)},
+        "a large picture": {"image": picture(size=300)},
         "a tensor": {"image": raw(4, 1, 224) * 0.5 + 0.5},
     },
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {"StableVideoDiffusionPipeline": {"image": picture(), "height": 32, "width": 32}}
 
 
-def generators(seed: int | list[int]) -> Any:
-    return [torch.Generator().manual_seed(s) for s in seed] if isinstance(seed, list) else torch.Generator().manual_seed(seed)
+def whole(pipes: tuple[Any, Any], call: dict[str, Any]) -> dict[str, Any]:
+    return {"output_type": "np", **DEFAULTS.get(type(pipes[1]).__name__, {}), "num_inference_steps": 3, **call}
 
 
 def results(pipes: tuple[Any, Any], call: dict[str, Any], seed: int | list[int] = 0) -> list[Any]:
-    call = {"output_type": "np", **DEFAULTS.get(type(pipes[1]).__name__, {}), "num_inference_steps": 3, **call}
-    return [pipe(**call, generator=generators(seed))[0] for pipe in pipes]
+    return [pipe(**whole(pipes, call), generator=generators(seed))[0] for pipe in pipes]
 
 
 def compare(pipes: tuple[Any, Any], call: dict[str, Any], seed: int | list[int] = 0) -> np.ndarray:
-    theirs, ours = map(np.asarray, results(pipes, call, seed))
-    assert ours.shape == theirs.shape and np.isfinite(theirs).all() and theirs.std() > 0.01
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
-    return ours
+    return side_by_side.compare(pipes, whole(pipes, call), seed)
 
 
 @pytest.mark.parametrize("name, call", [pytest.param(n, c, id=f"{n}-{k}") for n in NAMES for k, c in CALLS[n].items()])
@@ -345,11 +324,11 @@ def test_generators_of_repaint(pair):
     """The reference takes all noise but the first from the first generator of a list; ours gives each picture what its own seed gives."""
     theirs, ours = pair("RePaintPipeline")
     call = {"num_inference_steps": 4, "jump_length": 1, "jump_n_sample": 2, "output_type": "np"}
-    both = {"image": [picture(), picture(seed=4)], "mask_image": mask()}
+    both = {"image": [picture(), picture(seed=4)], "mask_image": mask(0)}
     together = ours(**both, **call, generator=generators([1, 2])).images
-    alone = [ours(image=i, mask_image=mask(), **call, generator=generators([s])).images for i, s in zip(both["image"], (1, 2))]
+    alone = [ours(image=i, mask_image=mask(0), **call, generator=generators([s])).images for i, s in zip(both["image"], (1, 2))]
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
-    single = theirs(image=picture(seed=4), mask_image=mask(), **call, generator=generators([2])).images
+    single = theirs(image=picture(seed=4), mask_image=mask(0), **call, generator=generators([2])).images
     np.testing.assert_allclose(together[1:], single, atol=TOLERANCE)
     assert not np.allclose(theirs(**both, **call, generator=generators([1, 2])).images[1], single[0], atol=0.01)
 
@@ -357,7 +336,7 @@ def test_generators_of_repaint(pair):
 def test_each_picture_has_a_mask_of_its_own(pair):
     """The reference takes a list of masks for channels."""
     ours, call = pair("RePaintPipeline")[1], {"num_inference_steps": 3, "output_type": "np"}
-    pictures, masks = [picture(), picture()], [mask(), mask().transpose(Image.Transpose.ROTATE_90)]
+    pictures, masks = [picture(), picture()], [mask(0), mask(0).transpose(Image.Transpose.ROTATE_90)]
     together = ours(pictures, masks, **call, generator=generators([1, 1])).images
     np.testing.assert_allclose(together[1:], ours(pictures[1], masks[1], **call, generator=generators([1])).images, atol=1e-5)
     assert not np.allclose(together[0], together[1], atol=0.01)
@@ -365,8 +344,8 @@ def test_each_picture_has_a_mask_of_its_own(pair):
 
 def test_the_known_part_stays(pair):
     ours, call = pair("RePaintPipeline")[1], {"num_inference_steps": 30, "jump_length": 5, "jump_n_sample": 2, "output_type": "np"}
-    out = ours(picture(), mask(), **call, generator=generators(0)).images[0]
-    kept, known = np.asarray(mask()) > 0, np.asarray(picture()) / 255
+    out = ours(picture(), mask(0), **call, generator=generators(0)).images[0]
+    kept, known = np.asarray(mask(0)) > 0, np.asarray(picture()) / 255
     assert np.abs(out - known)[kept].max() < 0.02 and np.abs(out - known)[~kept].mean() > 0.1
 
 
@@ -396,7 +375,7 @@ def test_callbacks_of_videos(pair):
 def test_each_picture_with_its_own_embedding(pair):
     """With several pictures and several videos of each, the reference mixes them up: embeddings go picture by picture, latents by turns."""
     ours = pair("StableVideoDiffusionPipeline")[1]
-    latents = torch.randn(1, 3, 4, 16, 16, generator=torch.Generator().manual_seed(5)).repeat(4, 1, 1, 1, 1)
+    latents = tensor(1, 3, 4, 16, 16).repeat(4, 1, 1, 1, 1)
     call = {"height": 32, "width": 32, "num_inference_steps": 2, "noise_aug_strength": 0.0, "output_type": "np"}
     four = ours([picture(), picture(seed=5)], num_videos_per_prompt=2, latents=latents, **call).frames
     np.testing.assert_allclose(four[0], four[1], atol=1e-5)
@@ -435,9 +414,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("DiTPipeline", {"class_labels": [0.5]}, "class_labels"),
     ("DiTPipeline", {"class_labels": []}, "class_labels"),
     ("RePaintPipeline", {"image": picture()}, "mask_image"),
-    ("RePaintPipeline", {"image": picture(), "mask_image": mask(48)}, "mask_image"),
-    ("RePaintPipeline", {"image": picture(), "mask_image": [mask(), mask()]}, "mask_image"),
-    ("RePaintPipeline", {"image": picture(), "mask_image": mask(), "jump_length": 0}, "jump_length"),
+    ("RePaintPipeline", {"image": picture(), "mask_image": picture(size=48, mode="L")}, "mask_image"),
+    ("RePaintPipeline", {"image": picture(), "mask_image": [mask(0), mask(0)]}, "mask_image"),
+    ("RePaintPipeline", {"image": picture(), "mask_image": mask(0), "jump_length": 0}, "jump_length"),
     ("StableVideoDiffusionPipeline", {"image": 3}, "image"),
     ("StableVideoDiffusionPipeline", {"height": 30}, "height"),
     ("StableVideoDiffusionPipeline", {"num_frames": 0}, "num_frames"),
@@ -464,7 +443,7 @@ def test_repaint_needs_its_scheduler(pair):
     ours = darkroom.RePaintPipeline.from_pipe(pair("RePaintPipeline")[1])
     ours.scheduler = darkroom.DDPMScheduler()
     with pytest.raises(ConfigError, match="RePaintScheduler"):
-        ours(picture(), mask())
+        ours(picture(), mask(0))
 
 
 def test_a_network_that_takes_other_numbers(pair):

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from families import tiny
-from PIL import Image
+from families.side_by_side import TOLERANCE, both, compare, generators, mask, picture
 import darkroom
 
-TOLERANCE = 1e-4
 STEPS = 5
 
 
@@ -33,28 +32,9 @@ def pair(checkpoint):
 
     @cache
     def load(name: str, **options: Any) -> tuple[Any, Any]:
-        path = checkpoint(**options)
-        known = {"requires_safety_checker": False}
-        pipes = tuple(getattr(lib, name).from_pretrained(path, **known) for lib in (diffusers, darkroom))
-        encoder = pipes[0].text_encoder
-        encoder.__dict__.setdefault("text_model", encoder)  # the reference looks there; transformers 5 has no such level
-        return pipes
+        return both(name, checkpoint(**options), requires_safety_checker=False)
 
     return load
-
-
-def picture(seed: int = 3) -> Image.Image:
-    """A smooth picture of 32 x 32 pixels."""
-    waves = np.random.default_rng(seed).uniform(1, 4, (3, 2))
-    y, x = np.mgrid[0:1:32j, 0:1:32j]
-    channels = [0.5 + 0.5 * np.sin(6.3 * (a * x + b * y)) for a, b in waves]
-    return Image.fromarray((np.stack(channels, -1) * 255).astype(np.uint8))
-
-
-def mask() -> Image.Image:
-    area = np.zeros((32, 32), np.uint8)
-    area[8:24, 4:20] = 255
-    return Image.fromarray(area)
 
 
 PICTURES = {
@@ -68,21 +48,10 @@ def arguments(name: str, **changes: Any) -> dict[str, Any]:
     return {"prompt": "the cat and the dog", "num_inference_steps": STEPS, "output_type": "np", **extra, **changes}
 
 
-def generators(seed: int | list[int]) -> Any:
-    if isinstance(seed, list):
-        return [torch.Generator().manual_seed(s) for s in seed]
-    return torch.Generator().manual_seed(seed)
-
-
-def compare(pipes: tuple[Any, Any], call: dict[str, Any], seed: int | list[int] = 0) -> np.ndarray:
-    theirs, ours = (np.asarray(p(**call, generator=generators(seed)).images) for p in pipes)
-    assert ours.shape == theirs.shape and np.isfinite(theirs).all() and theirs.std() > 0.01
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
-    return ours
-
-
 SD = "StableDiffusion{}Pipeline".format
-NAMES = [SD(s) for s in ("", "Img2Img", "Inpaint", "SAG", "PAG", "PAGImg2Img", "PAGInpaint")]
+PROMPTED = [SD(s) for s in ("", "Img2Img", "Inpaint", "SAG", "PAG", "PAGImg2Img", "PAGInpaint")]
+UNCONDITIONAL = ["DDPMPipeline", "DDIMPipeline"]
+NAMES = [*PROMPTED, *UNCONDITIONAL]
 
 CALLS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -95,18 +64,18 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROMPTED)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_calls(pair, name, call):
     compare(pair(name), arguments(name, **call))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROMPTED)
 def test_a_list_of_generators(pair, name):
     compare(pair(name), arguments(name, prompt=["a cat", "the red dog"]), seed=[4, 5])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROMPTED)
 def test_v_prediction(pair, name):
     compare(pair(name, prediction_type="v_prediction"), arguments(name))
 
@@ -115,7 +84,7 @@ SCHEDULERS = """DDPM PNDM EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSD
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("name", [n for n in NAMES if "SAG" not in n])
+@pytest.mark.parametrize("name", [n for n in PROMPTED if "SAG" not in n])
 def test_schedulers(pair, name, scheduler):
     compare(pair(name, scheduler=f"{scheduler}Scheduler"), arguments(name))
 
@@ -270,7 +239,7 @@ def test_the_safety_checker_decides_alike(checkpoint):
         assert (outs[1].images.max() == 0) == flagged
 
 
-@pytest.mark.parametrize("name", ["DDPMPipeline", "DDIMPipeline"])
+@pytest.mark.parametrize("name", UNCONDITIONAL)
 @pytest.mark.parametrize("call", [{}, {"batch_size": 3}], ids=str)
 @pytest.mark.parametrize("seed", [0, [0, 1, 2]], ids=str)
 def test_unconditional(tiny_ddpm, name, call, seed):

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from families import tiny
+from families.side_by_side import TOLERANCE, both, compare, generators, picture, tensor
 from PIL import Image
 import darkroom
 from darkroom import ConfigError, InputError
 from darkroom.core.tasks.views import boxes_of
 
-TOLERANCE = 1e-4
 STEPS = 4
 SD = "StableDiffusion{}Pipeline".format
 DEPTH, UPSCALE, LATENT, VARIATION, EDIT = map(SD, ("Depth2Img", "Upscale", "LatentUpscale", "ImageVariation", "InstructPix2Pix"))
+NAMES = [*tiny.NEIGHBOURS]
 LCM, LCM_IMAGE, PANORAMA = "LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline", SD("Panorama")
 
 
@@ -28,30 +29,9 @@ def pair(tmp_path_factory):
     @cache
     def load(name: str, **options: Any) -> tuple[Any, Any]:
         path = tiny.neighbour(tmp_path_factory.mktemp(name), name, **options)
-        pipes = tuple(getattr(lib, name).from_pretrained(path) for lib in (diffusers, darkroom))
-        for pipe in pipes:
-            pipe.set_progress_bar_config(disable=True)
-        if encoder := getattr(pipes[0], "text_encoder", None):
-            encoder.__dict__.setdefault("text_model", encoder)  # the reference looks there; transformers 5 has no such level
-        return pipes
+        return both(name, path)
 
     return load
-
-
-def picture(seed: int = 3, width: int = 32, height: int = 32) -> Image.Image:
-    """A smooth picture."""
-    waves = np.random.default_rng(seed).uniform(1, 4, (3, 2))
-    y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
-    channels = [0.5 + 0.5 * np.sin(6.3 * (a * x + b * y)) for a, b in waves]
-    return Image.fromarray((np.stack(channels, -1) * 255).astype(np.uint8))
-
-
-def tensor(*shape: int, seed: int = 5) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def generators(seed: int | list[int]) -> Any:
-    return [torch.Generator().manual_seed(s) for s in seed] if isinstance(seed, list) else torch.Generator().manual_seed(seed)
 
 
 def arguments(name: str, **changes: Any) -> dict[str, Any]:
@@ -62,19 +42,12 @@ def arguments(name: str, **changes: Any) -> dict[str, Any]:
     return {**made, **changes}
 
 
-def compare(pipes: tuple[Any, Any], call: dict[str, Any], seed: int | list[int] = 0) -> np.ndarray:
-    theirs, ours = (np.asarray(p(**call, generator=generators(seed)).images) for p in pipes)
-    assert ours.shape == theirs.shape and np.isfinite(theirs).all() and theirs.std() > 0.01
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
-    return ours
-
-
-@pytest.mark.parametrize("name", tiny.NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_call_with_defaults(pair, name):
     compare(pair(name), arguments(name))
 
 
-@pytest.mark.parametrize("name", tiny.NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_guidance(pair, name):
     compare(pair(name), arguments(name, guidance_scale=1.0))
 
@@ -97,7 +70,7 @@ def taken(name: str, call: dict[str, Any]) -> dict[str, Any]:
 
 
 # the reference mixes up the rows of several panoramas: see below
-TESTED = [(n, c) for n in tiny.NEIGHBOURS for c in CALLS if taken(n, CALLS[c]) and not (n == PANORAMA and c.startswith("two"))]
+TESTED = [(n, c) for n in NAMES for c in CALLS if taken(n, CALLS[c]) and not (n == PANORAMA and c.startswith("two"))]
 
 
 @pytest.mark.parametrize(("name", "call"), TESTED)
@@ -136,7 +109,7 @@ def test_embeddings(pair, name):
     compare(pair(name), arguments(name, prompt=None, **known))
 
 
-@pytest.mark.parametrize("name", tiny.NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("output_type", ["pil", "pt", "latent"])
 def test_output_types(pair, name, output_type):
     theirs, ours = (p(**arguments(name, output_type=output_type), generator=generators(0)).images for p in pair(name))
@@ -146,7 +119,7 @@ def test_output_types(pair, name, output_type):
         torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs), atol=TOLERANCE, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", tiny.NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_tuples_have_as_many_parts(pair, name):
     theirs, ours = (p(**arguments(name), generator=generators(0), return_dict=False) for p in pair(name))
     assert len(ours) == len(theirs)
@@ -198,7 +171,7 @@ DEPTHS: dict[str, dict[str, Any]] = {
     "half": {"strength": 0.5},
     "whole": {"strength": 1.0},
     "map": {"depth_map": tensor(1, 20, 12)},
-    "odd size": {"depth_map": tensor(1, 20, 12), "image": picture(2, 37, 30)},
+    "odd size": {"depth_map": tensor(1, 20, 12), "image": picture(2, (37, 30))},
 }
 
 
@@ -236,7 +209,7 @@ def test_dynamic_guidance_with_depth(pair):
 UPSCALES: dict[str, dict[str, Any]] = {
     "clean": {"noise_level": 0},
     "noisy": {"noise_level": 300},
-    "odd size": {"image": picture(2, 37, 30)},
+    "odd size": {"image": picture(2, (37, 30))},
 }
 
 

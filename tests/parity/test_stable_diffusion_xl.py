@@ -13,12 +13,11 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion_xl import watermark as their_watermark
 from families import tiny
-from PIL import Image
+from families.side_by_side import TOLERANCE, both, compare, generators, mask, picture, tensor
 import darkroom
 from darkroom import CFG, PAG, SAG, ConfigError, DiffusionPipeline, InputError, InstructCFG, MissingDependencyError
 from darkroom.families import stable_diffusion_xl
 
-TOLERANCE = 1e-4
 STEPS = 4
 XL = "StableDiffusionXL{}Pipeline".format
 NAMES = [XL(s) for s in ("", "Img2Img", "Inpaint", "InstructPix2Pix", "PAG", "PAGImg2Img", "PAGInpaint")]
@@ -43,24 +42,9 @@ def pair(checkpoint):
     @cache
     def load(name: str, **options: Any) -> tuple[Any, Any]:
         path = checkpoint(**({"in_channels": 8} if "Pix2Pix" in name else {}), **options)
-        known = {"add_watermarker": False}
-        return tuple(getattr(lib, name).from_pretrained(path, **known) for lib in (diffusers, darkroom))
+        return both(name, path, add_watermarker=False)
 
     return load
-
-
-def picture(seed: int = 3, size: int = 32) -> Image.Image:
-    """A smooth picture."""
-    waves = np.random.default_rng(seed).uniform(1, 4, (3, 2))
-    y, x = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
-    channels = [0.5 + 0.5 * np.sin(6.3 * (a * x + b * y)) for a, b in waves]
-    return Image.fromarray((np.stack(channels, -1) * 255).astype(np.uint8))
-
-
-def mask() -> Image.Image:
-    area = np.zeros((32, 32), np.uint8)
-    area[8:24, 4:20] = 255
-    return Image.fromarray(area)
 
 
 PICTURES = {
@@ -73,23 +57,6 @@ PICTURES = {
 def arguments(name: str, **changes: Any) -> dict[str, Any]:
     extra = next((make() for key, make in PICTURES.items() if key in name), {})
     return {"prompt": "the cat and the dog", "num_inference_steps": STEPS, "output_type": "np", **extra, **changes}
-
-
-def generators(seed: int | list[int]) -> Any:
-    if isinstance(seed, list):
-        return [torch.Generator().manual_seed(s) for s in seed]
-    return torch.Generator().manual_seed(seed)
-
-
-def compare(pipes: tuple[Any, Any], call: dict[str, Any], seed: int | list[int] = 0) -> np.ndarray:
-    theirs, ours = (np.asarray(p(**call, generator=generators(seed)).images) for p in pipes)
-    assert ours.shape == theirs.shape and np.isfinite(theirs).all() and theirs.std() > 0.01
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
-    return ours
-
-
-def latents(*shape: int, seed: int = 5) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 CALLS: dict[str, dict[str, Any]] = {
@@ -145,10 +112,10 @@ def test_another_size(pair, name):
 
 
 def test_embeddings_and_latents_passed_in(pair):
-    given = {"prompt_embeds": latents(2, 16, 56), "pooled_prompt_embeds": latents(2, 16, seed=6)}
-    given |= {"negative_prompt_embeds": latents(2, 16, 56, seed=7), "negative_pooled_prompt_embeds": latents(2, 16, seed=8)}
+    given = {"prompt_embeds": tensor(2, 16, 56), "pooled_prompt_embeds": tensor(2, 16, seed=6)}
+    given |= {"negative_prompt_embeds": tensor(2, 16, 56, seed=7), "negative_pooled_prompt_embeds": tensor(2, 16, seed=8)}
     for name in (XL(""), XL("Img2Img"), XL("PAGInpaint"), XL("InstructPix2Pix")):
-        compare(pair(name), arguments(name, prompt=None, **given, latents=latents(2, 4, 16, 16)))
+        compare(pair(name), arguments(name, prompt=None, **given, latents=tensor(2, 4, 16, 16)))
         alone = {k: v for k, v in given.items() if "negative" not in k}
         compare(pair(name, force_zeros_for_empty_prompt=False), arguments(name, prompt=None, **alone, negative_prompt=["red", "a"]))
 
@@ -197,7 +164,7 @@ PARTS = [{"denoising_start": 0.4}, {"denoising_start": 0.2, "denoising_end": 0.7
 @pytest.mark.parametrize("part", PARTS, ids=str)
 @pytest.mark.parametrize("name", WITH_PICTURE)
 def test_parts_of_a_schedule(pair, name, part):
-    call = arguments(name, **part, num_inference_steps=8, image=latents(1, 4, 16, 16))
+    call = arguments(name, **part, num_inference_steps=8, image=tensor(1, 4, 16, 16))
     compare(pair(name), {**call, "image": picture()})
     if name != XL("PAGInpaint"):  # the reference breaks there: no latents of the masked picture
         compare(pair(name), call)
@@ -226,7 +193,7 @@ def test_inpainting_draws_in_the_same_order(pair, channels, strength, seed):
 
 @pytest.mark.parametrize("channels", [4, 9])
 def test_masked_image_latents(pair, channels):
-    compare(pair(XL("Inpaint"), in_channels=channels), arguments("Inpaint", masked_image_latents=latents(1, 4, 16, 16)))
+    compare(pair(XL("Inpaint"), in_channels=channels), arguments("Inpaint", masked_image_latents=tensor(1, 4, 16, 16)))
 
 
 def test_padding_mask_crop(pair):
@@ -258,7 +225,7 @@ def test_perturbed_attention_layers(checkpoint, layers):
 def test_editing(pair, call):
     name = XL("InstructPix2Pix")
     compare(pair(name), arguments(name, **call))
-    compare(pair(name), arguments(name, **call, image=latents(1, 4, 16, 16), guidance_rescale=0.5))
+    compare(pair(name), arguments(name, **call, image=tensor(1, 4, 16, 16), guidance_rescale=0.5))
 
 
 def test_editing_with_cosxl(checkpoint):
@@ -365,10 +332,10 @@ def test_the_autoencoder_computes_in_float32_and_stays_as_it_is(checkpoint):
         pipe.vae.quant_conv.weight.mul_(1e-5)
     before = {n: p.clone() for n, p in pipe.vae.named_parameters()}
     homes = {n: p.data_ptr() for n, p in pipe.vae.named_parameters()}
-    z = latents(1, 4, 16, 16)
+    z = tensor(1, 4, 16, 16)
     with torch.no_grad():
         assert not pipe.vae.decode(z.half()).sample.isfinite().all()
-        assert not pipe.vae.encode(latents(1, 3, 32, 32).half()).latent_dist.mode().isfinite().all()
+        assert not pipe.vae.encode(tensor(1, 3, 32, 32).half()).latent_dist.mode().isfinite().all()
     call = {"prompt": "a cat", "num_inference_steps": 2, "output_type": "pt"}
     made = pipe(**call, generator=generators(0)).images
     again = other(**call, image=made, strength=1.0, generator=generators(0)).images
@@ -390,7 +357,7 @@ def test_the_autoencoder_computes_in_float32_and_stays_as_it_is(checkpoint):
 def test_half_precision_beside_the_reference(checkpoint):
     """The reference recasts its own weights and back; the numbers are the same."""
     pipes = [lib.StableDiffusionXLPipeline.from_pretrained(checkpoint(), torch_dtype=torch.float16) for lib in (diffusers, darkroom)]
-    z = latents(1, 4, 16, 16).half()
+    z = tensor(1, 4, 16, 16).half()
     call = {"prompt": "a cat", "num_inference_steps": 2, "output_type": "np", "latents": z, "denoising_end": 0.6}
     theirs, ours = (p(**call).images for p in pipes)
     np.testing.assert_allclose(ours, theirs, atol=5e-3)  # of the UNet in float16, whose 11 bits are 5e-4; the decoder's are exact above
@@ -471,7 +438,7 @@ def test_watermark(pair, monkeypatch):
     monkeypatch.setitem(sys.modules, "imwatermark", SimpleNamespace(WatermarkEncoder=FakeEncoder, __spec__=SimpleNamespace()))
     monkeypatch.setattr(their_watermark, "WatermarkEncoder", FakeEncoder, raising=False)
     theirs = their_watermark.StableDiffusionXLWatermarker()
-    pixels = latents(2, 3, 256, 256)
+    pixels = tensor(2, 3, 256, 256)
     torch.testing.assert_close(stable_diffusion_xl.watermark(pixels), theirs.apply_watermark(pixels))
     assert stable_diffusion_xl.watermark(pixels[..., :255]).equal(pixels[..., :255])
     plain = pair(XL(""))[1]
@@ -498,7 +465,7 @@ def test_negative_sizes_of_a_batch(pair):
     """The reference puts the sizes of two prompts in the order of one; here a batch is its pictures."""
     pipe = pair(XL(""))[1]
     away = {"negative_original_size": (16, 20), "negative_target_size": (24, 32)}
-    z = latents(2, 4, 16, 16)
+    z = tensor(2, 4, 16, 16)
     together = pipe(**arguments("", prompt=["a cat", "red"], **away), latents=z).images
     for i, prompt in enumerate(("a cat", "red")):
         alone = compare(pair(XL("")), arguments("", prompt=prompt, **away, latents=z[i : i + 1]))
@@ -577,7 +544,7 @@ def test_a_network_that_does_not_see_a_picture(checkpoint):
 
 def test_latents_of_another_size_to_edit(pair):
     with pytest.raises(InputError, match="Latents of another size"):
-        pair(XL("InstructPix2Pix"))[1](**arguments("Pix2Pix", image=latents(1, 4, 8, 8)))
+        pair(XL("InstructPix2Pix"))[1](**arguments("Pix2Pix", image=tensor(1, 4, 8, 8)))
 
 
 def test_numbers_of_prompts(pair):

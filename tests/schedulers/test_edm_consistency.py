@@ -10,10 +10,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from families.samples import finite_close as close
+from families.samples import network, seeded
 from darkroom import schedulers
 from darkroom.errors import ConfigError, InputError, MissingDependencyError
 
-SHAPE = (2, 3, 4, 4)
 EULER, DPM, COSINE = "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler"
 LCM, TCD, CM, SCM = "LCMScheduler", "TCDScheduler", "CMStochasticIterativeScheduler", "SCMScheduler"
 DECODER, IPNDM, VE, KARRAS, VP = (
@@ -37,21 +38,6 @@ needs_torchsde = pytest.mark.skipif(importlib.util.find_spec("torchsde") is None
 @pytest.fixture(autouse=True)
 def quiet():
     diffusers.utils.logging.set_verbosity_error()
-
-
-def seeded(seed=0, shape=SHAPE, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def network(x, t):
-    """A fixed, smooth stand-in for a denoiser."""
-    return 0.7 * torch.tanh(x.float()).to(x.dtype) + 0.2 * torch.sin(torch.arange(x[0].numel()) + float(t) / 300).reshape(x[0].shape).to(x)
-
-
-def close(mine, ref, tol=1e-5):
-    assert mine.dtype == ref.dtype and mine.shape == ref.shape
-    assert ref.isfinite().all()
-    assert (mine.double() - ref.double()).abs().max() <= tol * ref.double().abs().max().clamp(min=1e-3)
 
 
 def reference(name):

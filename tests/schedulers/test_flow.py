@@ -9,10 +9,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from families.samples import finite_close as close
+from families.samples import seeded
 from darkroom import schedulers
 from darkroom.errors import ConfigError, InputError
 
-SHAPE = (2, 3, 4, 4)
 EULER, LCM, HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler"
 MAP, LTX = "FlowMapEulerDiscreteScheduler", "LTXEulerAncestralRFScheduler"
 NAMES = [EULER, LCM, HEUN, MAP, LTX]
@@ -27,19 +28,9 @@ def quiet():
         yield
 
 
-def seeded(seed=0, shape=SHAPE, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
 def velocity(x, t):
     """A fixed, smooth stand-in for a network."""
     return (0.7 * torch.tanh(x.float()) + 0.2 * torch.sin(torch.arange(x[0].numel()) + float(t) / 300).reshape(x[0].shape)).to(x.dtype)
-
-
-def close(mine, ref, tol=1e-5):
-    assert mine.dtype == ref.dtype and mine.shape == ref.shape
-    assert ref.isfinite().all()
-    assert (mine.double() - ref.double()).abs().max() <= tol * ref.double().abs().max().clamp(min=1e-3)
 
 
 def pair(name, **options):

@@ -8,36 +8,18 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from families.samples import close, network, seeded
 from darkroom import schedulers
 
 DPM, SDE, SASOLVER, UNIPC = "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "SASolverScheduler", "UniPCMultistepScheduler"
 INVERSE, SINGLE, DEIS = "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"
 TWO_STAGES = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", SDE)
-SHAPE = (2, 3, 4, 4)
 
 
 def pair(name, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return getattr(schedulers, name)(**options), getattr(diffusers, name)(**options)
-
-
-def seeded(seed=0, shape=SHAPE, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def network(x, t):
-    """A fixed, smooth stand-in for a denoiser."""
-    return 0.7 * torch.tanh(x.float()).to(x.dtype) + 0.2 * torch.sin(torch.arange(x[0].numel()) + float(t) / 300).reshape(x[0].shape).to(x)
-
-
-def close(mine, ref, tol=1e-5):
-    assert mine.dtype == ref.dtype and mine.shape == ref.shape and mine.device == ref.device
-    if not mine.is_floating_point() or not ref.isfinite().all():
-        assert torch.equal(mine, ref) or torch.allclose(mine, ref, rtol=tol, equal_nan=True)
-        return
-    scale = ref.double().abs().max().clamp(min=1e-3)
-    assert ((mine.double() - ref.double()).abs().max() / scale) < tol
 
 
 def walk(mine, ref, begin=0, dtype=torch.float32, generators=None, outputs=1, **options):

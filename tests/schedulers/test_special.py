@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from families.samples import SHAPE, close, network, seeded
 from darkroom import schedulers
 from darkroom.config import freeze
 from darkroom.errors import ConfigError, InputError
@@ -24,7 +25,6 @@ NAMES = [
     *TOKENS, "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDPMWuerstchenScheduler", "HeliosDMDScheduler", "HeliosScheduler",
     "MiniMaxH3Scheduler", "PiflowScheduler", "RFD4ProteinaScheduler", "RePaintScheduler", "UnCLIPScheduler",
 ]  # fmt: skip
-SHAPE = (2, 3, 4, 4)
 
 
 def build(name, **options):
@@ -46,25 +46,8 @@ def ready(name, *args, options=None, **kwargs):
     return mine, ref
 
 
-def seeded(seed=0, shape=SHAPE, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
 def rng(seed=1):
     return torch.Generator().manual_seed(seed)
-
-
-def network(x, t):
-    """A fixed, smooth stand-in for a denoiser."""
-    return 0.7 * torch.tanh(x.float()).to(x.dtype) + 0.2 * torch.sin(torch.arange(x[0].numel()) + float(t) / 300).reshape(x[0].shape).to(x)
-
-
-def close(mine, ref, tol=1e-5):
-    assert mine.dtype == ref.dtype and mine.shape == ref.shape and mine.device == ref.device
-    if not mine.is_floating_point() or not ref.isfinite().all():
-        assert torch.equal(mine, ref) or torch.allclose(mine, ref, rtol=tol, equal_nan=True)
-        return
-    assert ((mine.double() - ref.double()).abs().max() / ref.double().abs().max().clamp(min=1e-3)) < tol
 
 
 def same(got, want):

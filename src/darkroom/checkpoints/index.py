@@ -8,8 +8,8 @@ import importlib
 import re
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from .._public import NAMES
@@ -24,6 +24,7 @@ __all__ = [
     "building",
     "check_kind",
     "component_class",
+    "further_folders",
     "is_transformers",
     "library_of",
     "quiet_transformers",
@@ -37,12 +38,26 @@ _OWN = ("diffusers", "darkroom")
 _FILED = {
     "LDMBertModel": ("latent_diffusion", "models.ldm_bert"), "StableDiffusionSafetyChecker": ("stable_diffusion", "models.safety_checker"),
 }  # fmt: skip
+SEVERAL = {  # components of several networks, in folders beside each other -> the class of one
+    "MultiAdapter": "T2IAdapter", "MultiControlNetModel": "ControlNetModel", "MultiControlNetUnionModel": "ControlNetUnionModel",
+}  # fmt: skip
 _BASES = ("PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin", "BaseImageProcessor")
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}  # what transformers renamed
 # transformers swaps the default dtype and torch.nn.init of the whole process while it builds: networks are built one at a time
 building = threading.RLock()
 # the last collection would look through every object of torch and transformers once more, for a second, to no end
 atexit.register(gc.freeze)
+
+
+def further_folders(first: str, there: Collection[str]) -> list[str]:
+    """Those of the folders that continue the name of the first one: `first_1`, `first_2`, ... Older programs call the third `first_1_2`."""
+    found, last = list[str](), first
+    while True:
+        plain, last = f"{first}_{len(found) + 1}", f"{last}_{len(found) + 1}"
+        name = next((name for name in (plain, last) if name in there), None)
+        if name is None:
+            return found
+        found.append(name)
 
 
 @dataclass
@@ -53,6 +68,17 @@ class ModelIndex:
     components: dict[str, tuple[str, str] | None] = field(default_factory=dict)  # (library, class); None where the checkpoint goes without
     options: dict[str, Any] = field(default_factory=dict)  # the other values whose names do not begin with an underscore
     ignored: tuple[str, ...] = ()  # files that are not to be fetched
+    further: dict[str, str] = field(default_factory=dict)  # folder of a further network of a component of several -> that component
+
+    def with_further(self, folders: Collection[str]) -> ModelIndex:
+        """This index with the folders of further networks as components: `controlnet_1`, ... beside `controlnet` of a MultiControlNetModel."""
+        components, further = dict(self.components), dict(self.further)
+        for owner, entry in self.components.items():
+            if entry is not None and entry[1] in SEVERAL:
+                for folder in further_folders(owner, folders):
+                    if folder not in components:
+                        components[folder], further[folder] = (entry[0], SEVERAL[entry[1]]), owner
+        return replace(self, components=components, further=further)
 
     @classmethod
     def parse(cls, content: dict[str, Any], where: object = INDEX_NAME) -> ModelIndex:

@@ -166,7 +166,7 @@ def inspect_checkpoint(
     single = INDEX_NAME not in sizes and "config.json" in sizes
     small = [name for name in sizes if name in (INDEX_NAME, "config.json") or (name.endswith("/config.json") and name.count("/") == 1)]
     folder = locate(source, files=small, **({**hub, "revision": found.commit} if not local else hub))
-    index = _single(folder) if single else ModelIndex.read(folder)
+    index = _single(folder) if single else ModelIndex.read(folder).with_further({n.partition("/")[0] for n in sizes if "/" in n})
     plan = plan_pipeline(list(sizes), index, variant=variant, use_safetensors=use_safetensors, dtype=dtype)
     cast = dtype if isinstance(dtype, torch.dtype) else None
     networks: dict[str, nn.Module] = {}

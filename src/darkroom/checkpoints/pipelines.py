@@ -162,6 +162,9 @@ def _load(
         with component_errors(name, classes[name], folders[name]):
             weights[name] = open_weights(folders[name], plan.weights[name])
     sizes = {name: size_of(opened, dtypes[name]) for name, opened in weights.items()}
+    for name, owner in plan.further.items():
+        if owner in sizes:
+            sizes[owner] += size_of(open_weights(folder / name, plan.weights[name]), dtypes[owner])
     devices = plan_devices(sizes, "cpu" if device_map is None else device_map, max_memory)
     lock = threading.Lock()
     total = sum(size for name, size in sizes.items() if devices[name].type != "meta")

@@ -64,6 +64,7 @@ class PipelinePlan:
     )  # the Python file that a component, or "_class_name", names, trusted or not; a class
     # that darkroom knows goes before it
     flat: frozenset[str] = frozenset()  # the components without a folder of their own, whose files are in the root
+    further: Mapping[str, str] = field(default_factory=dict)  # component among `weights` that is a further network of another -> that one
 
     def weight_files(self, component: str) -> list[str]:
         """The weight files of a component and their index, relative to the pipeline's folder."""
@@ -106,6 +107,7 @@ def _by_variant(weights: Mapping[str, Groups]) -> dict[str, list[str]]:
 
 def pipeline_variants(paths: Collection[str], index: ModelIndex) -> dict[str, list[str]]:
     """The variants that weights of a pipeline come in, each with the components that have it."""
+    index = index.with_further({path.partition("/")[0] for path in (paths := list(paths)) if "/" in path})
     return _by_variant(_weights_by_component(*_split(paths, index.components), index))
 
 
@@ -170,8 +172,10 @@ def plan_pipeline(
     Raises CheckpointError, which names the component: no weights in a format or variant that may be read, or a shard that is missing. If no
     component has the variant, it lists the variants with their components.
     """
-    formats = formats_of(use_safetensors, variant)
+    paths, formats = list(paths), formats_of(use_safetensors, variant)
     ignored = {path for path in ignore_files if isinstance(path, str)}
+    index = index.with_further({path.partition("/")[0] for path in paths if "/" in path})
+    passed = {*passed, *(folder for folder, owner in index.further.items() if owner in passed)}
     root, folders = _split((path for path in paths if path not in ignored) if ignored else paths, index.components)
     wanted = [name for name, entry in index.components.items() if entry is not None and name not in passed]
     flat = frozenset(name for name in wanted if name not in folders)
@@ -201,7 +205,7 @@ def plan_pipeline(
             prefix, names = ("", root) if owner == "_class_name" else (f"{owner}/", folders[owner])
             files |= {prefix + name for name in names if name.endswith(".py") and "/" not in name and is_safe(name)}
     taken = {name: chosen.variant for name, chosen in plans.items()}
-    return PipelinePlan(tuple(sorted(files)), plans, taken, _note(variant, taken) if variant else (), code, flat)
+    return PipelinePlan(tuple(sorted(files)), plans, taken, _note(variant, taken) if variant else (), code, flat, index.further)
 
 
 def weight_paths(folder: Path, plan: Plan) -> list[Path]:

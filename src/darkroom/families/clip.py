@@ -17,6 +17,8 @@ _TOKENIZING = threading.Lock()  # a fast tokenizer keeps its padding and truncat
 
 def prompt_list(value: Any, where: str) -> list[str]:
     """A prompt or a list of prompts as a list."""
+    if value is None:
+        raise InputError("There is nothing to picture.", where=where, expected=f"{where} or {where}_embeds")
     prompts = [value] if isinstance(value, str) else value
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
         inside = sorted({type(p).__name__ for p in value}) if isinstance(value, (list, tuple)) else None

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..core.codec import ScaledCodec
 from ..core.guidance import PAG, SAG, InstructCFG
 from ..core.inputs import field
-from ..core.media import tensor_to_images
 from ..core.tasks import Image2Image, Inpaint, Text2Image
 from ..core.types import Branch, Conditioning, Run
 from ..errors import InputError
@@ -37,9 +36,7 @@ logger = logging.getLogger("darkroom")
 
 @dataclass
 class StableDiffusionPipelineOutput(ImagePipelineOutput):
-    """`nsfw_content_detected`: for each picture whether the safety checker blacked it out; None without a checker."""
-
-    nsfw_content_detected: list[bool] | None = None
+    """See `ImagePipelineOutput`."""
 
 
 @dataclass(kw_only=True)
@@ -129,8 +126,6 @@ class PromptedUNet(LatentUNet):
             embeds = name.removesuffix("_2") + "_embeds"
             if getattr(inputs, name) is not None and getattr(inputs, embeds) is not None:
                 raise InputError("The same thing is given twice.", where=f"{name}, {embeds}", expected="one of the two")
-        if inputs.prompt is None and inputs.prompt_embeds is None:
-            raise InputError("There is nothing to picture.", where="prompt", expected="prompt or prompt_embeds")
         embeds, other, width = inputs.prompt_embeds, inputs.negative_prompt_embeds, self.unet.config.cross_attention_dim
         if embeds is not None and (embeds.ndim != 3 or (isinstance(width, int) and embeds.shape[2] != width)):
             expected = f"(B, tokens, {width})"
@@ -248,20 +243,22 @@ class Checked(Family):
                 "model's licence, and think twice before showing them to the public. requires_safety_checker=False silences this."
             )
 
+    @property
+    def screen(self) -> tuple[Any, Any] | None:
+        own = None if self.safety_checker is None else (self.safety_checker, self.feature_extractor)
+        return super().screen or own
+
+    def attach_safety_checker(self, checker: Any, feature_extractor: Any = None) -> None:
+        super().attach_safety_checker(checker, feature_extractor)
+        if checker is None:
+            self.register_modules(safety_checker=None)
+
     def decode(self, run: Run) -> dict[str, Any]:
-        if run.inputs.output_type == "latent":
-            return {"images": self.result(run), "nsfw_content_detected": None}
-        pixels = self.pixels(run)
-        pixels, flagged = self.run_safety_checker(pixels, pixels.device, pixels.dtype)
-        return {"images": self.to_images(pixels, run), "nsfw_content_detected": flagged}
+        return {"images": None, "nsfw_content_detected": None} | super().decode(run)
 
     def run_safety_checker(self, image: Tensor, device: Any, dtype: torch.dtype) -> tuple[Tensor, list[bool] | None]:
-        """Black out what the checker flags. `image` is (B, 3, H, W) in [-1, 1]; without a checker it passes."""
-        if self.safety_checker is None or self.feature_extractor is None:
-            return image, None
-        seen = self.feature_extractor(tensor_to_images(image), return_tensors="pt").pixel_values.to(device, dtype)
-        checked, flagged = self.safety_checker(clip_input=seen, images=tensor_to_images(image, "pt"))
-        return checked * 2 - 1, flagged
+        """`screened`, as older programs call it."""
+        return self.screened(image)
 
 
 class StableDiffusion(Checked, LatentText):

@@ -105,18 +105,21 @@ class StableDiffusionUpscalePipeline(LatentText):
         return {**super().conditions(branch), "class_labels": branch.cond["class_labels"]}
 
     def decode(self, run: Run) -> dict[str, Any]:
-        """With what the older checker makes of the pictures: it takes and gives [-1, 1], and blackens to 0."""
-        if run.inputs.output_type == "latent":
-            return {"images": run.x, "nsfw_content_detected": None}
-        pixels, flagged = self.pixels(run), None
-        if self.safety_checker is not None and self.feature_extractor is not None:
-            seen = self.feature_extractor(tensor_to_images(pixels), return_tensors="pt").pixel_values.to(pixels)
-            pixels, flagged, _ = self.safety_checker(images=pixels, clip_input=seen)
-            pixels = torch.stack([p * 2 - 1 if bad else p for p, bad in zip(pixels, flagged)])
-        images = self.to_images(pixels, run)
-        if run.inputs.output_type == "pil" and self.watermarker is not None:
-            images = self.watermarker.apply_watermark(images)
-        return {"images": images, "nsfw_content_detected": flagged}
+        return {"images": None, "nsfw_content_detected": None} | super().decode(run)
+
+    def screened(self, pixels: Tensor) -> tuple[Tensor, list[bool] | None]:
+        """By this checkpoint's own checker, an older kind: it takes and gives [-1, 1], and blackens to 0. An attached one comes after it."""
+        if self.safety_checker is None or self.feature_extractor is None:
+            return super().screened(pixels)
+        seen = self.feature_extractor(tensor_to_images(pixels), return_tensors="pt").pixel_values.to(pixels)
+        checked, flagged, _ = self.safety_checker(images=pixels, clip_input=seen)
+        pixels, also = super().screened(torch.stack([p * 2 - 1 if bad else p for p, bad in zip(checked, flagged)]))
+        return pixels, [a or b for a, b in zip(flagged, also or flagged)]
+
+    def to_images(self, pixels: Tensor, run: Run) -> Any:
+        images = super().to_images(pixels, run)
+        marked = run.inputs.output_type == "pil" and self.watermarker is not None
+        return self.watermarker.apply_watermark(images) if marked else images
 
 
 @dataclass(kw_only=True)

@@ -43,7 +43,7 @@ WATERMARK = 0b101100111110110010010000011110111011000110011110  # the 48 bits th
 
 @dataclass
 class StableDiffusionXLPipelineOutput(ImagePipelineOutput):
-    """`images`, see `ImagePipelineOutput`."""
+    """See `ImagePipelineOutput`."""
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 from torch import nn
 from ..checkpoints.files import PathLike
+from ..checkpoints.index import further_folders
 from ..config import Config
 from ..errors import CheckpointError, InputError
 from .base import Model
@@ -40,14 +41,10 @@ class Several(Model):
 
     @classmethod
     def folders(cls, first: PathLike) -> list[Path]:
-        """The folders that exist: `first`, then `first_1`, `first_2`, ... Older programs call the third adapter `adapter_1_2`."""
-        found, name = [Path(first)], os.fspath(first)
-        while True:
-            plain, name = f"{os.fspath(first)}_{len(found)}", f"{name}_{len(found)}"
-            folder = next((path for path in (plain, name) if os.path.isdir(path)), None)
-            if folder is None:
-                return found
-            found.append(Path(folder))
+        """The folders that exist: `first`, then `first_1`, `first_2`, ..."""
+        here = Path(first)
+        there = [path.name for path in here.parent.iterdir() if path.is_dir()]
+        return [here, *(here.parent / name for name in further_folders(here.name, there))]
 
     @classmethod
     def from_pretrained(cls, path: PathLike, *, subfolder: str | None = None, **options: Any) -> Self:  # type: ignore[override]
