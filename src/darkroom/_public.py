@@ -32,6 +32,8 @@ _BY_MODULE = {
         StableDiffusionXLInstructPix2PixPipeline StableDiffusionXLPAGImg2ImgPipeline StableDiffusionXLPAGInpaintPipeline
         StableDiffusionXLPAGPipeline StableDiffusionXLPipeline""",
     "families.stable_video_diffusion": "StableVideoDiffusionPipeline",
+    "families.text_to_video": """PIAPipeline TextToVideoSDPipeline TextToVideoZeroPipeline TextToVideoZeroSDXLPipeline
+        VideoToVideoSDPipeline""",
     "families.unconditional": "DDIMPipeline DDPMPipeline RePaintPipeline",
     "family": "Family ImagePipelineOutput",
     "models.auto": "AutoModel",
