@@ -107,7 +107,7 @@ def _by_variant(weights: Mapping[str, Groups]) -> dict[str, list[str]]:
 
 def pipeline_variants(paths: Collection[str], index: ModelIndex) -> dict[str, list[str]]:
     """The variants that weights of a pipeline come in, each with the components that have it."""
-    index = index.with_further({path.partition("/")[0] for path in (paths := list(paths)) if "/" in path})
+    index = index.with_further({path.partition("/")[0] for path in paths if "/" in path})
     return _by_variant(_weights_by_component(*_split(paths, index.components), index))
 
 
