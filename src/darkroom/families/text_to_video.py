@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 from ..core.attention import Attend, FirstFrame, Patch, Rows, nothing, resolve
@@ -154,6 +154,8 @@ _MOTION = "motion_field_strength_x motion_field_strength_y output_type return_di
 class TextToVideoZeroPipeline(ZeroShot, Checked, LatentText):
     """Text to video with Stable Diffusion as it is."""
 
+    options: ClassVar[Mapping[str, Any]] = {}
+    settings: ClassVar[Mapping[str, Any]] = Checked.options
     task = ZeroShotVideo(prompt=REQUIRED)
     inputs = FilmInputs
     Output = TextToVideoPipelineOutput
