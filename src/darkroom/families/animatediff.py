@@ -141,8 +141,9 @@ class VideoUNet(PromptedUNet):
             yield
 
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
-        tensors = super().named_tensors(run)  # a row for each frame, but of the negative prompts alone one for each video
-        return {name: x.flatten(0, 1) if name == "prompt_embeds" else x[:, 0] if x.ndim == 4 else x for name, x in tensors.items()}
+        tensors = super().named_tensors(run)
+        shown = {"prompt_embeds": lambda x: x.flatten(0, 1), "negative_prompt_embeds": lambda x: x[:, 0]}  # (2BF, M, d) and (B, M, d)
+        return tensors | {name: show(tensors[name]) for name, show in shown.items() if name in tensors}
 
     def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
         frames = self.task.frames(self, run.inputs)
