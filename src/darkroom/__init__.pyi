@@ -92,6 +92,11 @@ from .families.stable_diffusion_xl import StableDiffusionXLPAGInpaintPipeline as
 from .families.stable_diffusion_xl import StableDiffusionXLPAGPipeline as StableDiffusionXLPAGPipeline
 from .families.stable_diffusion_xl import StableDiffusionXLPipeline as StableDiffusionXLPipeline
 from .families.stable_video_diffusion import StableVideoDiffusionPipeline as StableVideoDiffusionPipeline
+from .families.text_to_video import PIAPipeline as PIAPipeline
+from .families.text_to_video import TextToVideoSDPipeline as TextToVideoSDPipeline
+from .families.text_to_video import TextToVideoZeroPipeline as TextToVideoZeroPipeline
+from .families.text_to_video import TextToVideoZeroSDXLPipeline as TextToVideoZeroSDXLPipeline
+from .families.text_to_video import VideoToVideoSDPipeline as VideoToVideoSDPipeline
 from .families.unconditional import DDIMPipeline as DDIMPipeline
 from .families.unconditional import DDPMPipeline as DDPMPipeline
 from .families.unconditional import RePaintPipeline as RePaintPipeline

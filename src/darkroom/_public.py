@@ -33,6 +33,8 @@ _BY_MODULE = {
         StableDiffusionXLInstructPix2PixPipeline StableDiffusionXLPAGImg2ImgPipeline StableDiffusionXLPAGInpaintPipeline
         StableDiffusionXLPAGPipeline StableDiffusionXLPipeline""",
     "families.stable_video_diffusion": "StableVideoDiffusionPipeline",
+    "families.text_to_video": """PIAPipeline TextToVideoSDPipeline TextToVideoZeroPipeline TextToVideoZeroSDXLPipeline
+        VideoToVideoSDPipeline""",
     "families.unconditional": "DDIMPipeline DDPMPipeline RePaintPipeline",
     "family": "Family ImagePipelineOutput",
     "image_processor": "VaeImageProcessor VideoProcessor",

@@ -277,7 +277,7 @@ class Family(Decorated, LoraPipeline, DiffusionPipeline):
             if run.cond.negative is not None and not guidance.needs_negative:
                 run.cond = guidance.prepare(Conditioning(run.cond.positive), self)
         if inputs.callback is not None and run.index % inputs.callback_steps == 0:
-            inputs.callback(run.index // run.scheduler.order, t, run.x)
+            inputs.callback(run.index // run.scheduler.order, t, self.named_tensors(run)["latents"])
 
     @classmethod
     @functools.cache

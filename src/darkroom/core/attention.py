@@ -13,7 +13,8 @@ from torch import Tensor
 from ..errors import InputError
 
 __all__ = [
-    "BACKENDS", "Attend", "Patch", "Rows", "attention_weights", "backend", "by_rows", "eager", "nothing", "resolve", "sdpa", "unless_skipped",
+    "BACKENDS", "Attend", "FirstFrame", "Patch", "Rows", "attention_weights", "backend", "by_rows", "eager", "nothing", "resolve", "sdpa",
+    "unless_skipped",
 ]  # fmt: skip
 
 Attend = Callable[..., Tensor]
@@ -85,6 +86,18 @@ class Rows:
         masks = mask.split(sizes) if mask is not None and mask.shape[0] == q.shape[0] else [mask] * len(sizes)
         parts = zip(functions, q.split(sizes), k.split(sizes), v.split(sizes), masks, strict=True)
         return torch.cat([fn(q, k, v, mask=m, site=site) for fn, q, k, v, m in parts])
+
+
+@dataclass(frozen=True)
+class FirstFrame:
+    """Attention to the first of `frames` frames in place of each frame itself, so that all show the same things; rows are video by video."""
+
+    base: Attend
+    frames: int
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = "") -> Tensor:
+        k, v = (x[:: self.frames].repeat_interleave(self.frames, 0) for x in (k, v))
+        return self.base(q, k, v, mask=mask, site=site)
 
 
 def by_rows(attends: Sequence[Attend]) -> Attend:

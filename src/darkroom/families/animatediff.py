@@ -125,10 +125,6 @@ class VideoUNet(PromptedUNet):
         flat = branch.with_cond(context=context.flatten(0, 1)) if context.ndim == 4 else branch
         return super().conditions(flat)
 
-    def residuals(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Mapping[str, Any]:
-        windows = None if self.free_noise is None else self.free_noise.windows
-        return {**super().residuals(x, t, branch, run), "windows": windows, "at_once": self._at_once}
-
     def passes(self, run: Run) -> Iterator[None]:
         init = self._free_init
         if init is None:
@@ -165,6 +161,10 @@ class VideoUNet(PromptedUNet):
 
 class WithMotion(VideoUNet):
     """Such a UNet made of one over pictures and a motion adapter: a pipeline accepts the former and keeps the two together."""
+
+    def residuals(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Mapping[str, Any]:
+        windows = None if self.free_noise is None else self.free_noise.windows
+        return {**super().residuals(x, t, branch, run), "windows": windows, "at_once": self._at_once}
 
     def register_modules(self, **components: Any) -> None:
         from ..models.unet_2d_condition import UNet2DConditionModel

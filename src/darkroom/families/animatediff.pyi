@@ -66,9 +66,6 @@ class VideoUNet(PromptedUNet):
     def conditions(self, branch: Branch) -> dict[str, Any]:
         ...
 
-    def residuals(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Mapping[str, Any]:
-        ...
-
     def passes(self, run: Run) -> Iterator[None]:
         ...
 
@@ -81,6 +78,9 @@ class VideoUNet(PromptedUNet):
     def decode(self, run: Run) -> dict[str, Any]:
         ...
 class WithMotion(VideoUNet):
+
+    def residuals(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Mapping[str, Any]:
+        ...
 
     def register_modules(self, **components: Any) -> None:
         ...

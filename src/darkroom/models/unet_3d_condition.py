@@ -115,7 +115,7 @@ class UNet3DConditionModel(UNet):
         """Predict from noisy frames: (B, in_channels, F, H, W) -> (B, out_channels, F, H, W).
         Args:
             timestep: one for all rows or one for each.
-            encoder_hidden_states: the context (B, M, cross_attention_dim), for all frames of a video.
+            encoder_hidden_states: the context, (B, M, cross_attention_dim), or (B F, M, cross_attention_dim), one for each frame.
             timestep_cond: (B, time_cond_proj_dim), the embedded guidance scale of distilled networks.
             class_labels, attention_mask, cross_attention_kwargs: accepted; this network reads none of them.
             down_block_additional_residuals, mid_block_additional_residual: of a ControlNet, for each frame: (B F, C, H, W).
@@ -123,9 +123,10 @@ class UNet3DConditionModel(UNet):
         Raises InputError for an argument that does not fit the configuration.
         """
         c, context = self.config, encoder_hidden_states
+        each = len(sample) * sample.shape[2] if sample.ndim == 5 and len(context) != len(sample) else len(sample)
         for where, x, fits in (
             ("sample", sample, (None, c.in_channels, None, None, None)),
-            ("encoder_hidden_states", context, (len(sample), None, c.cross_attention_dim)),
+            ("encoder_hidden_states", context, (each, None, c.cross_attention_dim)),
         ):
             if x.ndim != len(fits) or any(n not in (None, m) for n, m in zip(fits, x.shape)):
                 expected = ", ".join("any" if n is None else str(n) for n in fits)
