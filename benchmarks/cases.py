@@ -245,33 +245,31 @@ def memory(options: Options) -> Iterator[Row]:
     from families import tiny
     from .loading import SDXL
 
-    layouts = {
-        "SD 1.5": (tiny.sd, NARROW if options.quick else SD15, "StableDiffusion", ("", "Img2Img")),
-        "SDXL": (
-            tiny.sdxl,
-            SDXL | {"block_out_channels": [320] * 3} if options.quick else SDXL,
-            "StableDiffusionXL",
-            ("", "Img2Img", "Inpaint"),
-        ),
-    }
-    for layout, (write, config, family, tasks) in layouts.items():
+    sd, xl = (NARROW if options.quick else SD15), SDXL | ({"block_out_channels": [320] * 3} if options.quick else {})
+    family = "StableDiffusion{}Pipeline".format
+    plans = [  # layout, its writer, config, classes: that of the source first; limit in MB
+        ("SD 1.5", tiny.sd, sd, [family(task) for task in ("", "Img2Img")], 50),
+        ("SD 1.5 and a motion adapter", tiny.sd, sd, [family(""), family("SAG"), "AnimateDiffPipeline"], 50),
+        ("SDXL", tiny.sdxl, xl, [family(f"XL{task}") for task in ("", "Img2Img", "Inpaint")], None),
+    ]
+    for layout, write, config, classes, limit in plans:
         with tempfile.TemporaryDirectory() as folder:
             write(folder)
             for dtype in ("", "float16"):
                 after: dict[str, tuple[float, str]] = {}
 
-                def grown(name: str, dtype: str = dtype, after: dict[str, tuple[float, str]] = after) -> float:
-                    classes = [f"{family}{task}Pipeline" for task in tasks]  # noqa: B023
-                    arguments = ["-m", "benchmarks.growth", name, folder, json.dumps(config), options.device, dtype, *classes]  # noqa: B023
-                    megabytes, *after[name] = json.loads(fresh(arguments, options)[2])
+                def grown(name: str, *parts: str, after: dict[str, tuple[float, str]] = after) -> float:
+                    megabytes, *after[name] = json.loads(fresh(["-m", "benchmarks.growth", name, *parts], options)[2])
                     return megabytes
 
-                got = interleave({n: partial(grown, n) for n in LIBRARIES}, 1 if options.quick else 3, warm_up=False)
-                what = f"{layout}: growth by {len(tasks) - 1} x `from_pipe(pipe{', torch_dtype=float16' if dtype else ''})`"
+                parts = [folder, json.dumps(config), options.device, dtype, *classes]
+                runs = {n: partial(grown, n, *parts) for n in LIBRARIES}
+                got = interleave(runs, 1 if options.quick else 3, warm_up=False)
+                what = f"{layout}: growth by {len(classes) - 1} x `from_pipe(pipe{', torch_dtype=float16' if dtype else ''})`"
                 size = after["darkroom"][0]
                 note = f"UNet of {size:.0f} MB; source afterwards: " + ", ".join(f"{n} {d}" for n, (_, d) in after.items())
-                limit = 50 if layout != "SDXL" else size / 100
-                yield Row(what, got["darkroom"], got["diffusers"], unit="MB", limit=round(limit, 1), absolute=True, note=note)
+                most = limit or round(size / 100, 1)
+                yield Row(what, got["darkroom"], got["diffusers"], unit="MB", limit=most, absolute=True, note=note)
 
 
 @case("load", "1 x", "one process, bundled checkpoint, everything imported")
