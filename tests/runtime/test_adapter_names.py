@@ -193,6 +193,21 @@ def test_the_reference_own_files():
         assert all(torch.equal(found[place].up, wanted[place].up) for place in wanted)
 
 
+@pytest.mark.parametrize("kind", ["one", "two"])
+def test_original_blocks_as_the_reference_reads_them(kind):
+    """Its conversion of attention layers' names, which goes by counting, leads to the same layers as our table."""
+    utils = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+    state, held = file_of(kohya_original, kind, kernels=False, alpha=0.5)
+    places = [place for place in held if "attentions" in place[1] or "self_attn" in place[1]]
+    bases = {kohya_original(kind, *place)[0] for place in places}
+    state = {key: value for key, value in state.items() if key.partition(".")[0] in bases}
+    turned = utils._maybe_map_sgm_blocks_to_diffusers(dict(state), components(kind)["unet"].config)
+    theirs, alphas = utils._convert_non_diffusers_lora_to_diffusers(turned)
+    wanted = {place: held[place] for place in places}
+    check(parse(state, components(kind), originals=NAMES), wanted, 0.5)
+    check(parse(theirs, components(kind), alphas=alphas), wanted, 0.5)
+
+
 # ---- scales
 
 
