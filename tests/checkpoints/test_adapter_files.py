@@ -90,7 +90,10 @@ def test_refused(folder, read, capsys):
     assert "owned" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("source, options", [(3, {}), ("x", {"weight_name": 3}), ("x", {"use_safetensors": "yes"})], ids=str)
+OPTIONS = [{"weight_name": 3}, {"use_safetensors": "yes"}, {"weightname": "y"}]
+
+
+@pytest.mark.parametrize("source, options", [(3, {}), *(("x", options) for options in OPTIONS)], ids=str)
 def test_arguments(source, options):
     with pytest.raises(InputError):
         read_adapter(source, **options)

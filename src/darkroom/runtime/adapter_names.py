@@ -63,7 +63,7 @@ _SHELL = re.compile(r"^(?:base_model\.model\.|module\.|text_encoders\.)+")  # wh
 _FLAT = ("lora_", "lycoris_")  # prefixes that only adapters have
 _PREFIX = re.compile("^(" + "|".join(re.escape(p) for p in sorted(PREFIXES, key=len, reverse=True)) + r")[._]")
 RENAMES = [(re.compile(pattern), new) for pattern, new in (  # tried in turn, each on what the last one made, until there is such a layer
-    (r"\.processor(?=\.)", ""), (r"\.temporal_transformer(?=\.)", ""),
+    (_SHELL, ""), (r"\.processor(?=\.)", ""), (r"\.temporal_transformer(?=\.)", ""),
     (r"\.attention_blocks\.0(?=\.)", ".attn1"), (r"\.attention_blocks\.1(?=\.)", ".attn2"),
     (r"\.to_out$", ".to_out.0"), (r"\.to_([qkv])$", r".\1_proj"), (r"\.to_out\.0$", ".out_proj"),
 )]  # fmt: skip
@@ -253,7 +253,7 @@ def _component(name: str, names: Mapping[str, Names]) -> tuple[str | None, str]:
         return PREFIXES[found[1]] or bare or None, name[found.end() :]
     first, _, rest = name.partition(".")
     if rest and (first in names or first in COMPONENTS) and not (bare and name in names[bare].table):
-        return first, _SHELL.sub("", rest)
+        return first, rest
     return bare or None, name
 
 
