@@ -656,6 +656,15 @@ def test_swapping_without_preparation(ours, layers):
     np.testing.assert_array_equal(run(ours), wanted)
     with pytest.raises(InputError, match="No such adapter"):
         ours.load_lora_weights(first, adapter_name="y", hotswap=True)
+    ours.fuse_lora()
+    with pytest.raises(InputError, match="fused"):
+        ours.load_lora_weights(second, adapter_name="x", hotswap=True)
+    ours.unload_lora_weights()
+    with pytest.raises(InputError, match="still fused"):
+        ours.load_lora_weights(second, adapter_name="x")
+    ours.unfuse_lora()
+    ours.load_lora_weights(second, adapter_name="x")
+    np.testing.assert_array_equal(run(ours), wanted)
 
 
 @pytest.mark.parametrize("inplace", [True, False])
