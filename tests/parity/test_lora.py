@@ -3,6 +3,7 @@
 from __future__ import annotations
 import copy
 import json
+import pickle
 import threading
 from functools import cache
 from pathlib import Path
@@ -655,6 +656,15 @@ def test_swapping_without_preparation(ours, layers):
     np.testing.assert_array_equal(run(ours), wanted)
     with pytest.raises(InputError, match="No such adapter"):
         ours.load_lora_weights(first, adapter_name="y", hotswap=True)
+    ours.fuse_lora()
+    with pytest.raises(InputError, match="fused"):
+        ours.load_lora_weights(second, adapter_name="x", hotswap=True)
+    ours.unload_lora_weights()
+    with pytest.raises(InputError, match="still fused"):
+        ours.load_lora_weights(second, adapter_name="x")
+    ours.unfuse_lora()
+    ours.load_lora_weights(second, adapter_name="x")
+    np.testing.assert_array_equal(run(ours), wanted)
 
 
 @pytest.mark.parametrize("inplace", [True, False])
@@ -740,14 +750,28 @@ def test_bad_tensors_change_nothing(ours, layers, change):
     np.testing.assert_array_equal(run(ours), before)
 
 
+owned: list[int] = []
+
+
+class Payload:
+    def __reduce__(self) -> Any:
+        return owned.append, (1,)
+
+
 def test_bad_files_change_nothing(ours, layers, tmp_path):
     before = run(ours)
     good = (write(tmp_path / "good", flat(layers("sd"))) / "pytorch_lora_weights.safetensors").read_bytes()
-    files = {"truncated": good[:-10], "empty": b"", "payload": good[:100]}
+    files = {
+        "truncated.safetensors": good[:-10],
+        "empty.safetensors": b"",
+        "short.safetensors": good[:100],
+        "payload.bin": pickle.dumps(Payload()),
+    }
     for name, content in files.items():
-        (tmp_path / f"{name}.safetensors").write_bytes(content)
+        (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError):
-            ours.load_lora_weights(tmp_path / f"{name}.safetensors")
+            ours.load_lora_weights(tmp_path / name)
+    assert not owned
     with pytest.raises(CheckpointError):
         ours.load_lora_weights(flat(layers("xl")))  # another base model
     with pytest.raises(AdapterError) as none:

@@ -167,6 +167,18 @@ def test_an_error_takes_everything_back(x):
     assert torch.equal(net(x), before) and lora.network_of(net) is state
 
 
+@torch.no_grad()
+def test_an_error_takes_weights_back_that_are_written_in_place(x):
+    net = network()
+    lora.prepare_hotswap(net, 4)
+    before, state = attach(net)(x), lora.network_of(net)
+    with pytest.raises(RuntimeError, match="stop"), lora.whole(lora.layers_of(net, {})):
+        lora.update(net, lora.Network({"a": 0.5}, ("a",), target_rank=4))
+        assert not torch.equal(net(x), before)
+        raise RuntimeError("stop")
+    assert torch.equal(net(x), before) and lora.network_of(net) is state
+
+
 def test_a_rank_beyond_what_was_prepared():
     net = network()
     lora.prepare_hotswap(net, 2)

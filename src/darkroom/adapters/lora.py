@@ -103,13 +103,13 @@ def _load(
         notes = state.metadata if metadata is None else metadata
         found = parse(state, components, metadata=notes, alphas=alphas, strict=strict, originals={"unet": NAMES["unet"]})
     except CheckpointError as error:
-        error.add_note(f"in {state.where}")
-        raise
+        where = f"{state.where}: {error.where}"
+        raise type(error)(error.what, where=where, got=error.got, expected=error.expected, fix=error.fix) from None
     with ExitStack() as stack, torch.no_grad():
         for name, module in components.items():
             stack.enter_context(lora.whole(lora.layers_of(module, found.deltas[name])))
         for name, module in components.items():
-            if hotswap and adapter_name in network_of(module).weights:
+            if hotswap and (found.deltas[name] or adapter_name in network_of(module).weights):
                 lora.swap(module, found.deltas[name], adapter_name)
             elif found.deltas[name]:
                 lora.attach(module, found.deltas[name], adapter_name)
@@ -120,7 +120,8 @@ def _load(
 
 
 def _number(weight: Any, where: str) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float, Tensor)) or not math.isfinite(weight):
+    weight = weight.item() if isinstance(weight, Tensor) and weight.numel() == 1 else weight
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise InputError("Not a weight of an adapter.", where=where, got=weight, expected="a number")
     return float(weight)
 

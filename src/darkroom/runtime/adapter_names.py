@@ -253,7 +253,7 @@ def _component(name: str, names: Mapping[str, Names]) -> tuple[str | None, str]:
         return PREFIXES[found[1]] or bare or None, name[found.end() :]
     first, _, rest = name.partition(".")
     if rest and (first in names or first in COMPONENTS) and not (bare and name in names[bare].table):
-        return first, _SHELL.sub("", rest)
+        return first, rest
     return bare or None, name
 
 

@@ -167,9 +167,9 @@ def adopt(module: nn.Module) -> nn.Module:
             fused |= dict.fromkeys(layer._lora.fused)
             for name, slot in layer._lora.slots.items():
                 own = weights.setdefault(name, {})
-                if (scale := next((a.scale for a in layer._lora.active if a.delta is slot.counts), None)) is not None:
-                    own[path] = float(scale) / (1.0 if slot.scale is None else slot.delta.gain)
-                    active[name] = None
+                scale = next((a.scale for a in layer._lora.active if a.delta is slot.counts), None)
+                own[path] = 1.0 if scale is None else float(scale) / (1.0 if slot.scale is None else slot.delta.gain)
+                active |= {} if scale is None else {name: None}
         module.__dict__["_lora_network"] = Network(weights, tuple(active), tuple(fused))
     return module
 
@@ -193,6 +193,8 @@ def whole(modules: Iterable[nn.Module]) -> Iterator[None]:
     names = ("_lora", "_lora_network", "_parameters")
     kept = [(m, m.__class__, {n: m.__dict__[n] for n in names if n in m.__dict__}) for m in modules]
     kept = [(m, kind, state | {"_parameters": dict(state["_parameters"])}) for m, kind, state in kept]
+    slots = [slot for _, _, state in kept if "_lora" in state for slot in state["_lora"].slots.values()]
+    scales = [(slot.scale, float(slot.scale)) for slot in slots if slot.scale is not None]
     try:
         yield
     except BaseException:
@@ -201,6 +203,8 @@ def whole(modules: Iterable[nn.Module]) -> Iterator[None]:
             for name in names:
                 module.__dict__.pop(name, None)
             module.__dict__.update(state)
+        for scale, value in scales:
+            scale.fill_(value)
         raise
 
 
@@ -287,6 +291,8 @@ def swap(module: nn.Module, deltas: Mapping[str, Delta], name: str) -> None:
     """Put other deltas in the place of an adapter's; what counts, and by how much, stays. After `prepare_hotswap` no object changes but the values
     of tensors: layers without a new delta get zeros. To be called inside `whole`."""
     network = network_of(module)
+    if name in network.fused:
+        raise InputError("The adapter is fused.", where=name, fix="Call unfuse_lora first.")
     there = {path: layer for path, layer in adapted_layers(module) if name in layer._lora.slots}
     if new := sorted(deltas.keys() - there.keys()):
         what = "The adapter to be swapped in changes layers that the other does not."
