@@ -3,7 +3,7 @@
 from __future__ import annotations
 import pickle
 import warnings
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from families import controls, ip_adapters, tiny
 from parity.test_pipelines import arguments, compare, generators, picture
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import CLIPImageProcessor
 import darkroom
 from darkroom import CheckpointError, InputError
 from darkroom.core.attention import sdpa
@@ -265,6 +266,48 @@ def test_controls(tmp_path, repository, checkpoint, name):
         pipe.load_ip_adapter(str(repository(family)), "models", "base.safetensors")
         pipes.append(with_level(pipe) if lib is diffusers else pipe)
     compare(tuple(pipes), CALL | {"image": picture(), "ip_adapter_image": picture(5)})
+
+
+OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {  # how the checkpoint is written, and further arguments
+    "LatentConsistencyModelPipeline": (partial(tiny.neighbour, name="LatentConsistencyModelPipeline"), {}),
+    "LatentConsistencyModelImg2ImgPipeline": (partial(tiny.neighbour, name="LatentConsistencyModelImg2ImgPipeline"), {"image": picture()}),
+    "StableDiffusionInstructPix2PixPipeline": (
+        partial(tiny.neighbour, name="StableDiffusionInstructPix2PixPipeline"), {"image": picture()},
+    ),
+    "StableDiffusionPanoramaPipeline": (
+        partial(tiny.neighbour, name="StableDiffusionPanoramaPipeline", vae_levels=4), {"height": 64, "width": 8 * 80},
+    ),
+    "StableDiffusionXLAdapterPipeline": (controls.sdxl_adapter, {"image": picture()}),
+    "StableDiffusionXLControlNetUnionPipeline": (controls.sdxl_union, {"control_image": [picture()], "control_mode": [1]}),
+    "StableDiffusionXLControlNetPAGPipeline": (controls.sdxl_controlnet, {"image": picture()}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_pipelines(tmp_path, monkeypatch, name):
+    write, call = OTHERS[name]
+    path, pipes = write(tmp_path), []
+    for lib in (diffusers, darkroom):
+        pipe = getattr(lib, name).from_pretrained(path, **({} if "XL" in name else {"requires_safety_checker": False}))
+        pipe.image_encoder, pipe.feature_extractor = ip_adapters.encoder(), CLIPImageProcessor(size=32, crop_size=32)
+        pipes.append(pipe)
+    tensors = ip_adapters.adapter(pipes[1].unet)
+    for pipe in pipes:
+        pipe.load_ip_adapter(tensors, None, None)
+    if "Panorama" in name:  # the reference says that it never has guidance, and gives both branches the positive tokens, cut in two
+        monkeypatch.setattr(type(pipes[0]), "do_classifier_free_guidance", property(lambda _: True))
+    compare((with_level(pipes[0]), pipes[1]), {**CALL, "num_inference_steps": 2, "ip_adapter_image": picture(5), **call})
+
+
+def test_views_share_the_picture(tmp_path):
+    """However many views of a panorama are denoised at a time, each sees it. (The reference cuts its tokens apart.)"""
+    path = tiny.neighbour(tmp_path, "StableDiffusionPanoramaPipeline", vae_levels=4)
+    pipe = darkroom.StableDiffusionPanoramaPipeline.from_pretrained(path, requires_safety_checker=False)
+    pipe.load_ip_adapter(ip_adapters.adapter(pipe.unet), image_encoder_folder=None)
+    embeds = torch.randn(4, 1, ip_adapters.POOLED, generator=torch.Generator().manual_seed(1))  # for two prompts
+    call = {"prompt": ["the cat", "a dog"], "height": 64, "width": 8 * 80, "ip_adapter_image_embeds": [embeds], "num_inference_steps": 2}
+    one, four = (pipe(**CALL | call, view_batch_size=n, generator=generators([1, 2])).images for n in (1, 4))
+    np.testing.assert_allclose(one, four, atol=TOLERANCE)
 
 
 def with_level(pipe: Any) -> Any:
