@@ -85,6 +85,7 @@ class VideoUNet(PromptedUNet):
     codec = VideoCodec("vae")
     inputs = VideoTextInputs
     Output = AnimateDiffPipelineOutput
+    frames_inside: ClassVar[bool] = True  # layers over pictures have a row for each frame of a video, beside each other
     free_noise: ClassVar[FreeNoise | None] = None  # an object's own, once it is enabled
     _free_init: ClassVar[FreeInit | None] = None
     _at_once: ClassVar[tuple[int, int] | None] = None
