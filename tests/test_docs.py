@@ -21,6 +21,7 @@ PAGES = [
     "docs/ip-adapter.md",
     "docs/perturbed-attention.md",
     "docs/lora.md",
+    "docs/video.md",
     "docs/errors.md",
     "docs/checkpoints.md",
     "docs/security.md",
