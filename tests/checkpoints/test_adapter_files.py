@@ -56,6 +56,25 @@ def test_the_configuration_beside_it(folder):
     assert read_adapter(folder).metadata["adapter_config.json"] == {"r": 4, "lora_alpha": 8}
 
 
+def test_a_repository_of_the_hub(folder, hub):
+    """Nothing is fetched but the file that is wanted."""
+    content = (folder / "one.safetensors").read_bytes()
+    files = {
+        "README.md": b"",
+        LORA_NAMES[0]: content,
+        "other/style.safetensors": content,
+        "model.ckpt": b"x" * 100,
+        "adapter_config.json": b"{}",
+    }
+    hub.add("org/style", files)
+    assert read_adapter("org/style").keys() == {"a"}
+    assert read_adapter("org/style", subfolder="other").where.endswith("other/style.safetensors")
+    assert read_adapter("org/style", weight_name="other/style.safetensors", revision="main", local_files_only=True).keys() == {"a"}
+    assert not hub.asked(r"model\.ckpt|README")
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_adapter("org/style", weight_name="none.safetensors")
+
+
 class Payload:
     def __reduce__(self):
         return print, ("owned",)
@@ -90,7 +109,10 @@ def test_refused(folder, read, capsys):
     assert "owned" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("source, options", [(3, {}), ("x", {"weight_name": 3}), ("x", {"use_safetensors": "yes"})], ids=str)
+OPTIONS = [{"weight_name": 3}, {"use_safetensors": "yes"}, {"weightname": "y"}]
+
+
+@pytest.mark.parametrize("source, options", [(3, {}), *(("x", options) for options in OPTIONS)], ids=str)
 def test_arguments(source, options):
     with pytest.raises(InputError):
         read_adapter(source, **options)

@@ -1,1 +1,1 @@
-"""What is added to one pipeline: the methods that pipelines have for it. Its mechanisms are in `runtime`."""
+"""What is added to one pipeline: the methods that load, weigh and remove adapters."""

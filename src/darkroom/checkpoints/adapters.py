@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from ..errors import CheckpointError, InputError
 from .files import PathLike, inside, open_regular, read_json
-from .hub import check_source, locate
+from .hub import HUB_OPTIONS, check_source, locate
 from .pickles import pickled_entries
 from .safetensors import header_of, mapped, metadata_of
 from .transfer import finite
@@ -118,6 +118,9 @@ def read_adapter(
     Raises:
         CheckpointError: no such file, or one that is damaged, hostile, empty, or holds values that are not finite.
     """
+    if unknown := sorted(hub.keys() - {*HUB_OPTIONS}):
+        expected = f"weight_name, subfolder, use_safetensors, {', '.join(HUB_OPTIONS)}"
+        raise InputError("No such option of a file.", where="an adapter", got=", ".join(unknown), expected=expected)
     if isinstance(source, Mapping):
         try:
             content = flatten(source)
