@@ -26,7 +26,9 @@ def xl(tmp_path_factory):
 
 
 def load(path: Any, kind: str = "StableDiffusionPipeline", **options: Any) -> Any:
-    pipe = getattr(darkroom, kind).from_pretrained(path, **{"requires_safety_checker": False, **options} if "XL" not in kind else options)
+    pipe = getattr(darkroom, kind).from_pretrained(
+        path, **{"requires_safety_checker": False, **options} if kind.startswith("StableDiffusionP") else options
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -144,6 +146,15 @@ def test_merging_beside_other_terms(sd, term):
     pipe.enable_token_merging(0.5)
     guided = picture(pipe, guidance=CFG(5.0, terms=[term]))
     assert np.isfinite(guided).all() and not np.array_equal(guided, picture(pipe, guidance=CFG(5.0)))
+
+
+def test_merging_without_a_prompt(tiny_ddpm):
+    pipe = load(tiny_ddpm, "DDPMPipeline")
+    call = {"num_inference_steps": 3, "output_type": "np"}
+    base = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    pipe.enable_token_merging(0.5)
+    merged = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    assert 0 < np.abs(merged - base).mean() < 0.1
 
 
 def test_a_batch_is_like_single_pictures(sd):

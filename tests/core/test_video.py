@@ -58,6 +58,14 @@ def test_video_is_the_references(tmp_path, kind, options):
     assert np.array_equal(arrays(load_video(str(tmp_path / "theirs.mp4"))), arrays(theirs))
 
 
+@pytest.mark.parametrize("ending", ["avi", "mkv", "mov", "wmv"])
+def test_containers(tmp_path, ending):
+    export_to_video(frames(), tmp_path / f"a.{ending}", quality=9)
+    ours, rate = load_video(tmp_path / f"a.{ending}", return_fps=True)
+    assert rate == 10 and len(ours) == 5
+    assert np.abs(arrays(ours).astype(int) - arrays(frames())).mean() < 20
+
+
 def test_sides_that_players_cannot_show_are_stretched(tmp_path):
     given = frames(3, 50, 34)
     export_to_video(given, tmp_path / "a.mp4")

@@ -75,6 +75,8 @@ def test_errors():
         (ours, given | {"boxes": given["boxes"][..., :3]}),
         (ours, given | {"positive_embeddings": given["positive_embeddings"][..., :5]}),
         (ours, objects("gated-text-image")),
+        (ours, {"boxes": given["boxes"]}),
+        (ours, given | {"sounds": given["masks"]}),
     ):
         with pytest.raises(InputError, match="gligen"):
             network(x, 7, context, cross_attention_kwargs={"gligen": wrong})

@@ -231,6 +231,17 @@ def test_moving_and_casting(sd, files):
     assert half.text_encoder.get_input_embeddings().added.dtype == torch.float16
 
 
+def test_an_encoder_on_another_device_stays_reachable(sd, files):
+    pipe = ours_of(sd)
+    pipe.load_textual_inversion(files / "multi")
+    wanted = embeds(pipe, "a <cat>")
+    placed = ours_of(sd)
+    placed.__dict__["device_plan"] = {"text_encoder": torch.device("cpu", 0), "unet": torch.device("cpu")}
+    placed.load_textual_inversion(files / "multi")
+    assert placed.text_encoder._forward_pre_hooks and not pipe.text_encoder._forward_pre_hooks
+    assert all(torch.equal(a, b) for a, b in zip(embeds(placed, "a <cat>"), wanted, strict=True))
+
+
 def test_a_saved_pipeline_keeps_its_words(sd, files, tmp_path):
     pipe = ours_of(sd)
     pipe.load_textual_inversion(files / "multi")

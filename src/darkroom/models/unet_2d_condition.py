@@ -261,9 +261,8 @@ class UNet2DConditionModel(ConditionedUNet):
             logger.warning("cross_attention_kwargs that nothing reads: %s", ", ".join(unknown))
         objects = (cross_attention_kwargs or {}).get("gligen")
         if objects is not None and self.position_net is None:
-            raise InputError(
-                "This network knows no objects.", where="cross_attention_kwargs: gligen", expected='an attention_type of "gated"'
-            )
+            where, expected = "cross_attention_kwargs: gligen", 'an attention_type of "gated"'
+            raise InputError("This network knows no objects.", where=where, expected=expected)
         x, context = self._centred(sample, 4 if c.addition_embed_type == "image_hint" else 0), encoder_hidden_states
         fits = c.cross_attention_dim if self.encoder_hid_proj is None else c.encoder_hid_dim
         dims = fits if isinstance(fits, tuple) else (fits,)
@@ -284,7 +283,7 @@ class UNet2DConditionModel(ConditionedUNet):
             inside, outside = outside if inside is None else inside, None
         cond = replace(cond, temb=self.time_embed_act(cond.temb), context=context, context_mask=context_mask)
         if objects is not None and self.position_net is not None:
-            cond = replace(cond, objects=self.position_net(**objects))
+            cond = replace(cond, objects=self.position_net(objects))
         return self._through(x, cond, inside or (), outside, mid_block_additional_residual)
 
     def sample_call(self, rows: int, height: int, width: int) -> Any:
