@@ -227,11 +227,11 @@ def test_encoded_pictures(pair):
 
 
 TASKS = ["Img2Img", "Inpaint", "SAG", "PAG", "PAGImg2Img", "PAGInpaint"]
-NAMES = [f"StableDiffusion{task}Pipeline" for task in TASKS]
-NAMES += [f"StableDiffusionXL{task}Pipeline" for task in TASKS if task != "SAG"]
+PIPELINES = [f"StableDiffusion{task}Pipeline" for task in TASKS]
+PIPELINES += [f"StableDiffusionXL{task}Pipeline" for task in TASKS if task != "SAG"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PIPELINES)
 @pytest.mark.parametrize("changes", [{}, {"guidance_scale": 1.0}], ids=str)
 def test_tasks_and_guidance(pair, name, changes):
     pipes = pair(name, "plus")
