@@ -148,6 +148,18 @@ def test_quantised_weights(x, dtype):
 
 
 @torch.no_grad()
+def test_weights_that_come_for_a_call_only(x):
+    wanted, net = attach(network())(x), network()
+    layer, kept = net[0], net[0].weight
+    away = layer._parameters["weight"] = nn.Parameter(kept.detach().to("meta"))
+    layer.register_forward_pre_hook(lambda layer, _: layer._parameters.update(weight=kept))
+    layer.register_forward_hook(lambda layer, *_: layer._parameters.update(weight=away))
+    assert torch.equal(attach(net)(x), wanted) and layer.weight is away
+    with pytest.raises(InputError, match="elsewhere"):
+        lora.fuse(net)
+
+
+@torch.no_grad()
 def test_autocast(x):
     net = attach(network())
     with torch.autocast("cpu", torch.bfloat16):

@@ -368,8 +368,10 @@ def fuse(module: nn.Module, names: Sequence[str] | None = None, scale: float = 1
             own, bias = net.weight, getattr(net, "bias", None)
             base: dict[str, Any] = dict(carried.base) or {"weight": own, **({} if bias is None else {"bias": bias})}
             bias = None if bias is None else bias.detach()
-            if not own.is_floating_point() or own.itemsize < 2:
-                raise InputError("Adapters cannot be fused into quantised weights.", where=path, got=own.dtype, fix="Use them unfused.")
+            if own.is_meta or not own.is_floating_point() or own.itemsize < 2:
+                got = "offloaded" if own.is_meta else own.dtype
+                what = "Adapters cannot be fused into quantised weights, nor into such as are elsewhere."
+                raise InputError(what, where=path, got=got, fix="Use them unfused.")
             weight, kept = own.detach(), bias
             for name in names:
                 if (slot := carried.slots.get(name)) is not None:
