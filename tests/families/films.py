@@ -33,7 +33,7 @@ def text_to_video(folder: Path | str, name: str = "TextToVideoSDPipeline", **opt
     torch.manual_seed(7)
     unet = diffusers.UNet3DConditionModel(**UNET).eval()
     for where, p in unet.named_parameters():
-        if ".conv4." in where or "temp_attentions" in where and "proj_out" in where:
+        if ".conv4." in where or ("temp_attentions" in where and "proj_out" in where):
             torch.nn.init.normal_(p, std=0.1)
     chosen = {n: parts[n] for n in ("vae", "text_encoder", "tokenizer", "scheduler")}
     getattr(diffusers, name)(**chosen, unet=unet).save_pretrained(folder)

@@ -5,7 +5,7 @@ from torch import Generator
 from ..core.types import Guidance
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from torch import Tensor
 from ..core.attention import Attend
 from ..core.types import Branch, Run
@@ -53,6 +53,8 @@ class PIAPipeline(AnimateDiff):
 
     def __call__(self, image: Any, prompt: str | list[str] | dict[int, str] | None=None, strength: float=1.0, num_frames: int=16, height: int | None=None, width: int | None=None, num_inference_steps: int=50, guidance_scale: float=7.5, negative_prompt: str | list[str] | dict[int, str] | None=None, num_videos_per_prompt: int=1, eta: float=0.0, generator: Generator | list[Generator] | None=None, latents: Tensor | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, ip_adapter_image: Any=None, ip_adapter_image_embeds: list[Tensor] | None=None, motion_scale: int=0, output_type: str='pil', return_dict: bool=True, cross_attention_kwargs: dict[str, Any] | None=None, clip_skip: int | None=None, callback_on_step_end: Callable[..., dict[str, Any]] | None=None, callback_on_step_end_tensor_inputs: list[str]=..., *, guidance: Guidance | None=None, callback: Callable[..., None] | None=None, callback_steps: int=1, guidance_rescale: float=0.0, timesteps: list[int] | None=None, sigmas: list[float] | None=None, prompt_syntax: str='plain', decode_chunk_size: int | None=16) -> Any:
         ...
+def pictures(x: Tensor) -> Tensor:
+    ...
 def across_frames(attend: Attend, frames: int, sites: frozenset[str]) -> Attend:
     ...
 class ZeroShot(Family):
@@ -82,6 +84,8 @@ class ZeroShot(Family):
     def pixels(self, run: Run) -> Tensor:
         ...
 class TextToVideoZeroPipeline(ZeroShot, Checked, LatentText):
+    options: ClassVar[Mapping[str, Any]] = ...
+    settings: ClassVar[Mapping[str, Any]] = ...
 
     def __call__(self, prompt: str | list[str] | None, video_length: int=8, height: int | None=None, width: int | None=None, num_inference_steps: int=50, guidance_scale: float=7.5, negative_prompt: str | list[str] | None=None, num_videos_per_prompt: int=1, eta: float=0.0, generator: Generator | list[Generator] | None=None, latents: Tensor | None=None, motion_field_strength_x: float=12, motion_field_strength_y: float=12, output_type: str='tensor', return_dict: bool=True, callback: Callable[..., None] | None=None, callback_steps: int=1, t0: int=44, t1: int=47, frame_ids: list[int] | None=None, *, guidance: Guidance | None=None, callback_on_step_end: Callable[..., dict[str, Any]] | None=None, callback_on_step_end_tensor_inputs: list[str]=..., guidance_rescale: float=0.0, timesteps: list[int] | None=None, sigmas: list[float] | None=None, prompt_embeds: Tensor | None=None, negative_prompt_embeds: Tensor | None=None, ip_adapter_image: Any=None, ip_adapter_image_embeds: list[Tensor] | None=None, cross_attention_kwargs: dict[str, Any] | None=None, prompt_syntax: str='plain', clip_skip: int | None=None, decode_chunk_size: int | None=None) -> Any:
         ...

@@ -1,7 +1,6 @@
 """Videos whose frames a scheduler steps as so many pictures, and videos that begin with a picture. Latents are (B, C, F, H, W)."""
 
 from __future__ import annotations
-import functools
 from dataclasses import dataclass, replace
 from typing import Any
 import torch
@@ -12,6 +11,7 @@ from ..media import image_size, image_to_tensor
 from ..random import randn
 from ..types import Run
 from .conditioned import check_channels
+from .frames import FrameSteps
 from .image2image import encode_image, from_strength
 from .text2image import repeat_to
 from .text2video import Text2Video, Video2Video, Video2VideoInputs, VideoSizeInputs, videos
@@ -32,23 +32,6 @@ KEPT = (
 )
 
 
-class FrameSteps:
-    """A scheduler that steps videos (B, C, F, H, W) as (B, F, C, H, W): in this order it draws noise. All else is the given scheduler's."""
-
-    def __init__(self, scheduler: Any):
-        self.scheduler = scheduler
-        self.step = functools.update_wrapper(functools.partial(self._step), scheduler.step)  # callers look up what it takes
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "scheduler":  # not there yet
-            raise AttributeError(name)
-        return getattr(self.scheduler, name)
-
-    def _step(self, pred: Tensor, t: Any, x: Tensor, **options: Any) -> tuple[Any, ...]:
-        out = self.scheduler.step(pred.transpose(1, 2), t, x.transpose(1, 2), **options)
-        return tuple(part.transpose(1, 2) if isinstance(part, Tensor) else part for part in out)
-
-
 class Text2Film(Text2Video):
     """Start from noise. Random numbers: the noise, then that of the steps, frame by frame."""
 
@@ -59,7 +42,9 @@ class Text2Film(Text2Video):
 
 @dataclass(kw_only=True)
 class Film2FilmInputs(Video2VideoInputs):
-    video: Any = field("The video to start from: PIL pictures, an array (F, H, W, C) or a tensor (F, C, H, W) in [0, 1], latents, or several.")
+    video: Any = field(
+        "The video to start from: PIL pictures, an array (F, H, W, C) or a tensor (F, C, H, W) in [0, 1], latents, or several."
+    )
 
 
 class Film2Film(Video2Video):
