@@ -114,6 +114,8 @@ class Image2Motion(Text2Video):
         if inputs.strength < 1:
             noise = randn(shape, inputs.generator, run.x.device, run.x.dtype)
             run.x = run.scheduler.add_noise(picture, noise, run.timesteps[:1].repeat(run.rows))
+            # passes of FreeInit take as many steps, and over the whole schedule, as noise is made anew in between
+            run.inputs = replace(inputs, num_inference_steps=int(inputs.num_inference_steps * inputs.strength), strength=1.0)
 
     def model_input(self, x: Tensor, run: Run) -> Tensor:
         return torch.cat([x, run.tensors["seen"]], 1)
