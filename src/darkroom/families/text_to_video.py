@@ -103,6 +103,11 @@ class PIAPipeline(AnimateDiff):
     }
 
 
+def pictures(x: Tensor) -> Tensor:
+    """Videos (B, C, F, H, W) as their frames, (B F, C, H, W)."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
 def across_frames(attend: Attend, frames: int, sites: frozenset[str]) -> Attend:
     """`attend` with the keys and values of the first of so many frames at these sites, but those that are skipped."""
     if isinstance(attend, Rows):
@@ -111,7 +116,8 @@ def across_frames(attend: Attend, frames: int, sites: frozenset[str]) -> Attend:
 
 
 class ZeroShot(Family):
-    """A mixin: videos by a network for pictures, whose frames attend to the first (Khachatryan et al. 2023). Latents are (B, F, C, H, W)."""
+    """A mixin: videos by a network for pictures, whose frames attend to the first (Khachatryan et al. 2023). Latents are (B, C, F, H, W);
+    to the caller, and to the denoiser, they are those of so many pictures, (B F, C, H, W)."""
 
     if TYPE_CHECKING:
         unet: Any
@@ -126,21 +132,21 @@ class ZeroShot(Family):
         return self.task.passes(run)  # type: ignore[no-any-return]
 
     def denoise_once(self, x: Tensor, t: Tensor, branch: Branch, run: Run) -> Tensor:
-        if (frames := x.shape[1]) > 1:
+        if (frames := x.shape[2]) > 1:
             every = {name: c.repeat_interleave(frames, 0) for name, c in branch.cond.items()}
             attend = across_frames(branch.attend, frames, frozenset(self.self_attention_sites()))
             branch = branch.with_cond(**every).with_attention(attend)
-        return super().denoise_once(x.flatten(0, 1), t, branch, run).unflatten(0, (-1, frames))
+        return super().denoise_once(pictures(x), t, branch, run).unflatten(0, (-1, frames)).transpose(1, 2)
 
     def named_tensors(self, run: Run) -> dict[str, Tensor]:
-        return {**super().named_tensors(run), "latents": run.x.flatten(0, 1)}
+        return {**super().named_tensors(run), "latents": pictures(run.x)}
 
     def replace_tensors(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
         super().replace_tensors(run, tensors)
-        run.x = run.x if run.x.ndim == 5 else run.x.unflatten(0, (run.rows, -1))
+        run.x = run.x if run.x.ndim == 5 else run.x.unflatten(0, (run.rows, -1)).transpose(1, 2)
 
     def result(self, run: Run) -> Tensor:
-        return run.x.flatten(0, 1)
+        return pictures(run.x)
 
     def pixels(self, run: Run) -> Tensor:
         x = self.result(run)

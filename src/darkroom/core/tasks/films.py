@@ -1,7 +1,6 @@
 """Videos whose frames a scheduler steps as so many pictures, and videos that begin with a picture. Latents are (B, C, F, H, W)."""
 
 from __future__ import annotations
-import functools
 from dataclasses import dataclass, replace
 from typing import Any
 import torch
@@ -12,6 +11,7 @@ from ..media import image_size, image_to_tensor
 from ..random import randn
 from ..types import Run
 from .conditioned import check_channels
+from .frames import FrameSteps
 from .image2image import encode_image, from_strength
 from .text2image import repeat_to
 from .text2video import Text2Video, Video2Video, Video2VideoInputs, VideoSizeInputs, videos
@@ -30,23 +30,6 @@ KEPT = (
     (0.5, 0.4, 0.4, 0.4, 0.35, 0.35, 0.3, 0.25, 0.2),
     (0.5, 0.2),
 )
-
-
-class FrameSteps:
-    """A scheduler that steps videos (B, C, F, H, W) as (B, F, C, H, W): in this order it draws noise. All else is the given scheduler's."""
-
-    def __init__(self, scheduler: Any):
-        self.scheduler = scheduler
-        self.step = functools.update_wrapper(functools.partial(self._step), scheduler.step)  # callers look up what it takes
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "scheduler":  # not there yet
-            raise AttributeError(name)
-        return getattr(self.scheduler, name)
-
-    def _step(self, pred: Tensor, t: Any, x: Tensor, **options: Any) -> tuple[Any, ...]:
-        out = self.scheduler.step(pred.transpose(1, 2), t, x.transpose(1, 2), **options)
-        return tuple(part.transpose(1, 2) if isinstance(part, Tensor) else part for part in out)
 
 
 class Text2Film(Text2Video):
@@ -131,6 +114,8 @@ class Image2Motion(Text2Video):
         if inputs.strength < 1:
             noise = randn(shape, inputs.generator, run.x.device, run.x.dtype)
             run.x = run.scheduler.add_noise(picture, noise, run.timesteps[:1].repeat(run.rows))
+            # passes of FreeInit take as many steps, and over the whole schedule, as noise is made anew in between
+            run.inputs = replace(inputs, num_inference_steps=int(inputs.num_inference_steps * inputs.strength), strength=1.0)
 
     def model_input(self, x: Tensor, run: Run) -> Tensor:
         return torch.cat([x, run.tensors["seen"]], 1)

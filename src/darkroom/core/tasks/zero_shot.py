@@ -1,4 +1,4 @@
-"""A video from a network for pictures (Khachatryan et al. 2023, Text2Video-Zero). Latents are (B, F, C, H, W)."""
+"""A video from a network for pictures (Khachatryan et al. 2023, Text2Video-Zero). Latents are (B, C, F, H, W)."""
 
 from __future__ import annotations
 import copy
@@ -11,6 +11,7 @@ from ...errors import ConfigError, InputError
 from ..inputs import Inputs, field
 from ..random import randn
 from ..types import Run
+from .frames import FrameSteps
 from .text2image import SizeInputs, Text2Image
 
 __all__ = ["ZeroShotVideo", "moved"]
@@ -58,7 +59,7 @@ class ZeroShotVideo(Text2Image):
         places = inputs.frame_ids
         if places is not None and (len(places) != inputs.video_length or not all(isinstance(i, int) for i in places)):
             raise InputError("Each frame has a place.", where="frame_ids", got=places, expected=f"{inputs.video_length} whole numbers")
-        if not hasattr(pipe.scheduler, "alphas") or not hasattr(pipe.scheduler, "signal_and_noise"):
+        if not hasattr(pipe.scheduler, "alphas") or not hasattr(pipe.scheduler, "add_noise"):
             what, got, expected = "Noise is not added again so.", type(pipe.scheduler).__name__, "one of a table of betas: DDIMScheduler"
             raise ConfigError(what, where="scheduler", got=got, expected=expected)
 
@@ -66,7 +67,8 @@ class ZeroShotVideo(Text2Image):
         run.timesteps = pipe.set_timesteps(run)
         if (steps := len(run.scheduler.timesteps)) <= run.inputs.t1:
             raise InputError("There are too few steps.", where="t1", got=run.inputs.t1, expected=f"below {steps}, the number of steps")
-        run.x = (self.noise(pipe, run) * run.scheduler.init_noise_sigma)[:, None]
+        run.x = (self.noise(pipe, run) * run.scheduler.init_noise_sigma)[:, :, None]
+        run.scheduler = FrameSteps(run.scheduler)
 
     def passes(self, run: Run) -> Iterator[None]:
         """One frame to T1, from there to T0, and all frames from T1 to the end."""
@@ -84,18 +86,20 @@ class ZeroShotVideo(Text2Image):
         strength = inputs.motion_field_strength_x, inputs.motion_field_strength_y
         others = [moved(run.x, *(by * place for by in strength)) for place in [*places][1:]]
         times = every[[later, sooner]]
-        run.x, run.scheduler, run.timesteps = torch.cat([first, *self.renoised(run, others, times)], 1), scheduler, until[sooner:]
+        run.x, run.scheduler, run.timesteps = torch.cat([first, *self.renoised(run, others, times)], 2), scheduler, until[sooner:]
         yield
 
     @staticmethod
     def renoised(run: Run, frames: list[Tensor], times: Tensor) -> list[Tensor]:
-        """Frames (B, 1, C, H, W) at the first of two timesteps as they are at the second: sqrt(a) x + sqrt(1 - a) eps in units in which signal and
+        """Frames (B, C, 1, H, W) at the first of two timesteps as they are at the second: sqrt(a) x + sqrt(1 - a) eps in units in which signal and
         noise are of variance 1, where a is the product of the alphas from the first on, without the second itself (eq. 3).
         """
         if not frames:
             return []
-        x = torch.cat(frames, 1)
-        units = [(alpha**2 + sigma**2) ** 0.5 for alpha, sigma in (run.scheduler.signal_and_noise(t[None], x) for t in times)]
+        x = torch.cat(frames, 2).transpose(1, 2)  # noise is drawn frame by frame
+        one = x.new_ones(1, 1, 1, 1, 1)
+        parts = [[run.scheduler.add_noise(share * one, (1 - share) * one, t[None]) for share in (1, 0)] for t in times]
+        units = [(alpha**2 + sigma**2) ** 0.5 for alpha, sigma in parts]
         a = run.scheduler.alphas[slice(*times.long().tolist())].prod().to(x)
         noise = randn(x.shape, run.inputs.generator, x.device, x.dtype)
-        return [(a.sqrt() * x / units[0] + (1 - a).sqrt() * noise) * units[1]]
+        return [((a.sqrt() * x / units[0] + (1 - a).sqrt() * noise) * units[1]).transpose(1, 2)]
