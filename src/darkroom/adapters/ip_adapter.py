@@ -230,8 +230,8 @@ class IPAdapters(Base):
         `{"down": 0.5, "mid": 1.0, "up": {"block_0": [0.0, 1.0, 0.0]}}`, where a block has one entry, or one for each transformer in it.
         In a callback it holds for the rest of that run. Raises InputError for what is none of these, or names what the denoiser does not have.
         """
-        scales = self._expanded(scale)
-        self.__dict__["_ip_adapters"] = tuple(replace(loaded, scale=own) for loaded, own in zip(self._ip_adapters, scales))
+        for loaded, own in zip(self._ip_adapters, self._expanded(scale)):
+            loaded.scale = own
 
     def _scale_in_run(self, run: Run, scale: Any) -> None:
         scales = self._expanded(scale)
@@ -294,7 +294,10 @@ class IPAdapters(Base):
             entry, states = entry if pair else (entry, own.clip_embeds)
             reads, width = own.network.image_proj.reads, own.network.image_proj.width
             expected = f"(rows, pictures, {'tokens, ' * (reads == 'states')}{width})"
-            if not isinstance(entry, Tensor) or entry.ndim != (4 if reads == "states" else 3) or entry.shape[-1] != width:
+            fits = (
+                isinstance(entry, Tensor) and entry.ndim == (4 if reads == "states" else 3) and entry.shape[-1] == width and entry.numel()
+            )
+            if not fits:
                 got = tuple(entry.shape) if isinstance(entry, Tensor) else type(entry).__name__
                 raise InputError(f"Embeddings that the adapter ({own.kind}) does not read.", where=where, got=got, expected=expected)
             if guided and len(entry) == 1 and reads != "states":
