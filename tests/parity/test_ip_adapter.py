@@ -383,7 +383,9 @@ def test_a_callback_ends_it_in_its_run_only(checkpoint, repository):
     assert np.array_equal(made(pipe, **image), whole)
 
 
-@pytest.mark.parametrize("guidance", [darkroom.NAG(4.0), darkroom.SLG(2.0, layers="up"), darkroom.SEG(2.0), darkroom.APG(5.0)], ids=str)
+@pytest.mark.parametrize(
+    "guidance", [darkroom.NAG(4.0), darkroom.SLG(2.0, layers="up"), darkroom.SEG(2.0), darkroom.APG(5.0)], ids=lambda g: type(g).__name__
+)
 def test_with_other_guidance(checkpoint, repository, guidance):
     """Each differs with a picture, and is what it was at scale 0."""
     pipe = load(checkpoint, repository)
@@ -436,6 +438,8 @@ def test_unloading_leaves_other_pipelines_alone(checkpoint, repository):
     with_sag = made(other, **image)
     other.set_ip_adapter_scale(0.3)
     assert np.array_equal(made(pipe, **image), before) and not np.array_equal(made(other, **image), with_sag)
+    own, _ = other.ip_adapters[0], other.set_ip_adapter_scale(0.4)
+    assert own is other.ip_adapters[0] is not pipe.ip_adapters[0]
     other.unload_ip_adapter()
     assert other.image_encoder is None and pipe.image_encoder is not None and not other.ip_adapters
     assert np.array_equal(made(pipe, **image), before)
@@ -542,6 +546,8 @@ REFUSED: dict[str, Any] = {
     "too many": {"ip_adapter_image": [picture(), picture()]},
     "embeddings of another width": {"ip_adapter_image_embeds": [torch.zeros(2, 1, 25)]},
     "embeddings without pictures": {"ip_adapter_image_embeds": [torch.zeros(2, 24)]},
+    "no rows": {"ip_adapter_image_embeds": [torch.zeros(0, 1, 24)]},
+    "no pictures": {"ip_adapter_image_embeds": [torch.zeros(2, 0, 24)]},
     "three rows": {"ip_adapter_image_embeds": [torch.zeros(3, 1, 24)]},
     "rows for others": {"ip_adapter_image_embeds": [torch.zeros(6, 1, 24)]},
     "not a list": {"ip_adapter_image_embeds": torch.zeros(2, 1, 24)},

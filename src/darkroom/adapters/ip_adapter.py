@@ -61,8 +61,8 @@ class LoadedIPAdapter:
         if states is None:
             fix = "pipe.ip_adapters[0].clip_embeds = ..., or a pair (face, states) in ip_adapter_image_embeds."
             raise InputError("This adapter reads an image encoder's states beside the face.", where="clip_embeds", got=None, fix=fix)
-        fits = states.shape[0] == many[0] and states.shape[1] in (1, many[1]) and states.shape[2] == many[2]
-        if states.ndim != 5 or not fits or states.shape[-1] != network.perceiver_resampler.width:
+        rows = states.ndim == 5 and states.shape[0] == many[0] and states.shape[1] in (1, many[1]) and states.shape[2] == many[2]
+        if not rows or states.shape[-1] != network.perceiver_resampler.width:
             expected = f"as many rows and pictures as the face embeddings, {network.perceiver_resampler.width} wide"
             raise InputError("States that do not fit the faces.", where="clip_embeds", got=tuple(states.shape[1:]), expected=expected)
         seen = states.to(x).expand(*many, *states.shape[3:]).flatten(0, 2)
@@ -128,19 +128,16 @@ class IPAdapters(Base):
             found.append(LoadedIPAdapter(network.to(self.denoiser.device, self.denoiser.dtype), dict.fromkeys(network.homes, 1.0)))
             loras.append(self._lora_of(tensors))
             if network.image_proj.reads != "face" and "image_encoder" in new:
-                if new["image_encoder"] is None and self._fits(network, parts["image_encoder"]):
-                    new["image_encoder"] = parts["image_encoder"]
-                elif new["image_encoder"] is None and image_encoder_folder is not None:
-                    new["image_encoder"] = self._load_encoder(source, folder, image_encoder_folder, hub)
-                if new["image_encoder"] is not None and not self._fits(network, new["image_encoder"]):
-                    what, fix = (
-                        "The adapter reads another image encoder.",
-                        'Say where its own lies: image_encoder_folder="models/image_encoder".',
-                    )
-                    got = {n: getattr(new["image_encoder"].config, n) for n in WIDTHS.values()}
-                    raise CheckpointError(
-                        what, where=f"{tensors.where}, image_encoder", got=got, expected=network.image_proj.width, fix=fix
-                    )
+                encoder = new["image_encoder"]
+                if encoder is None and self._fits(network, parts["image_encoder"]):
+                    encoder = parts["image_encoder"]
+                elif encoder is None and image_encoder_folder is not None:
+                    encoder = self._load_encoder(source, folder, image_encoder_folder, hub)
+                if encoder is not None and not self._fits(network, encoder):
+                    what, fix = "The adapter reads another image encoder.", 'Such as image_encoder_folder="models/image_encoder".'
+                    got, where = {n: getattr(encoder.config, n) for n in WIDTHS.values()}, f"{tensors.where}, image_encoder"
+                    raise CheckpointError(what, where=where, got=got, expected=network.image_proj.width, fix=fix)
+                new["image_encoder"] = encoder
         if "feature_extractor" in new and new["feature_extractor"] is None:
             from transformers import CLIPImageProcessor
 
@@ -233,8 +230,8 @@ class IPAdapters(Base):
         `{"down": 0.5, "mid": 1.0, "up": {"block_0": [0.0, 1.0, 0.0]}}`, where a block has one entry, or one for each transformer in it.
         In a callback it holds for the rest of that run. Raises InputError for what is none of these, or names what the denoiser does not have.
         """
-        scales = self._expanded(scale)
-        self.__dict__["_ip_adapters"] = tuple(replace(loaded, scale=own) for loaded, own in zip(self._ip_adapters, scales))
+        for loaded, own in zip(self._ip_adapters, self._expanded(scale)):
+            loaded.scale = own
 
     def _scale_in_run(self, run: Run, scale: Any) -> None:
         scales = self._expanded(scale)
@@ -297,7 +294,10 @@ class IPAdapters(Base):
             entry, states = entry if pair else (entry, own.clip_embeds)
             reads, width = own.network.image_proj.reads, own.network.image_proj.width
             expected = f"(rows, pictures, {'tokens, ' * (reads == 'states')}{width})"
-            if not isinstance(entry, Tensor) or entry.ndim != (4 if reads == "states" else 3) or entry.shape[-1] != width:
+            fits = (
+                isinstance(entry, Tensor) and entry.ndim == (4 if reads == "states" else 3) and entry.shape[-1] == width and entry.numel()
+            )
+            if not fits:
                 got = tuple(entry.shape) if isinstance(entry, Tensor) else type(entry).__name__
                 raise InputError(f"Embeddings that the adapter ({own.kind}) does not read.", where=where, got=got, expected=expected)
             if guided and len(entry) == 1 and reads != "states":

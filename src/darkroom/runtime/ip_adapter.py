@@ -105,7 +105,7 @@ class ImagePrompts:
             pictures = self.tokens[i].shape[2]
             each = zip(k.chunk(pictures, 2), v.chunk(pictures, 2), self.weights(i, q))
             for (own_k, own_v, mask), weight in zip(each, scale if isinstance(scale, tuple) else (scale,) * pictures):
-                out = torch.add(out, attend(q, own_k, own_v, site=site) * mask, alpha=weight)
+                out = torch.add(out, attend(q, own_k, own_v, site=site) * mask, alpha=weight) if weight else out
         return out
 
 
