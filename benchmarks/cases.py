@@ -39,6 +39,20 @@ def case(name: str, target: str, way: str) -> Callable[[Run], Run]:
     return lambda run: CASES.setdefault(name, (run, target, way))[0]
 
 
+def twins(config: dict[str, Any], device: str) -> tuple[Any, Any]:
+    """Our UNet and the reference's over the same random weights, which take the memory of one."""
+    import diffusers
+    import torch
+    import darkroom
+
+    torch.manual_seed(SEED)
+    theirs = diffusers.UNet2DConditionModel(**config).eval().to(device)
+    with torch.device("meta"):
+        ours = darkroom.UNet2DConditionModel(**config).eval()
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    return ours, theirs
+
+
 @case("import", "bare 0.15 s without torch; a pipeline class 1.15 x `import torch`", "a fresh process per statement")
 def imports(options: Options) -> Iterator[Row]:
     program = "import sys, time; t = time.perf_counter(); {}; print(time.perf_counter() - t, 'torch' in sys.modules)"
@@ -89,15 +103,10 @@ def picture(options: Options) -> Iterator[Row]:
 
 @case("unet", "1.05 x", "both networks over the same random weights in one process")
 def unet(options: Options) -> Iterator[Row]:
-    import diffusers
     import torch
-    import darkroom
 
     config = NARROW if options.quick else SD15
-    torch.manual_seed(SEED)
-    theirs = diffusers.UNet2DConditionModel(**config).eval().to(options.device)
-    with torch.device("meta"):
-        ours = darkroom.UNet2DConditionModel(**config).eval()
+    ours, theirs = twins(config, options.device)
     nets = dict(zip(LIBRARIES, (ours, theirs)))
     for dtype in (torch.float32, torch.bfloat16):
         theirs.to(dtype)
@@ -286,18 +295,12 @@ def load(options: Options) -> Iterator[Row]:
 
 @case("adapters", "0.3 x to load, 5 ms to switch, 1.1 x a call without", "both networks over the same random weights, LoRA of rank 16")
 def adapters(options: Options) -> Iterator[Row]:
-    import diffusers
     import torch
     from safetensors.torch import save_file
-    import darkroom
 
     config = NARROW if options.quick else SD15
-    torch.manual_seed(SEED)
-    theirs = diffusers.UNet2DConditionModel(**config).eval().to(options.device)
-    with torch.device("meta"):
-        ours = darkroom.UNet2DConditionModel(**config).eval()
-    ours.load_state_dict(theirs.state_dict(), assign=True)
-    nets: dict[str, Any] = dict(zip(LIBRARIES, (ours, theirs)))
+    nets: dict[str, Any] = dict(zip(LIBRARIES, twins(config, options.device)))
+    ours = nets["darkroom"]
     state = {}
     for name, layer in ours.named_modules():
         if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
@@ -349,11 +352,7 @@ def ip_adapter(options: Options) -> Iterator[Row]:
     import darkroom
 
     config, size, steps = NARROW if options.quick else SD15, 8 if options.quick else 64 if options.device != "cpu" else 16, 3
-    torch.manual_seed(SEED)
-    theirs = diffusers.UNet2DConditionModel(**config).eval()
-    with torch.device("meta"):
-        ours = darkroom.UNet2DConditionModel(**config).eval()
-    ours.load_state_dict(theirs.state_dict(), assign=True)
+    ours, theirs = twins(config, options.device)
     pipes, latents, shapes = {}, {}, {"base": (2, 1, 1024), "plus": (2, 1, 257, 1280)}
     with tempfile.TemporaryDirectory() as folder:
         tiny.sd(folder)
