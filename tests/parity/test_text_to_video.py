@@ -217,7 +217,7 @@ def test_how_much_is_kept_of_the_picture():
 
 @pytest.mark.parametrize("call", [
     {"motion_scale": 2, "num_frames": 8}, {"motion_scale": 8}, {"strength": 0.6, "motion_scale": 4}, {"image": picture(size=(40, 24))},
-], ids=str)  # fmt: skip
+], ids=" ".join)  # fmt: skip
 def test_motion_of_a_picture(pair, call):
     compare(pair(PIA), arguments(PIA, **call))
 
