@@ -3,6 +3,7 @@
 from __future__ import annotations
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -383,7 +384,9 @@ def test_a_callback_ends_it_in_its_run_only(checkpoint, repository):
     assert np.array_equal(made(pipe, **image), whole)
 
 
-@pytest.mark.parametrize("guidance", [darkroom.NAG(4.0), darkroom.SLG(2.0, layers="up"), darkroom.SEG(2.0), darkroom.APG(5.0)], ids=str)
+@pytest.mark.parametrize(
+    "guidance", [darkroom.NAG(4.0), darkroom.SLG(2.0, layers="up"), darkroom.SEG(2.0), darkroom.APG(5.0)], ids=lambda g: type(g).__name__
+)
 def test_with_other_guidance(checkpoint, repository, guidance):
     """Each differs with a picture, and is what it was at scale 0."""
     pipe = load(checkpoint, repository)
@@ -413,6 +416,15 @@ def test_branches_are_computed_together(checkpoint, repository):
     for layer in sites:
         assert [rows for site, rows in calls if site == layer.site] == [3] * 2 * CALL["num_inference_steps"]
     assert len(projections) == len(sites)
+
+
+def test_calls_at_the_same_time(checkpoint, repository):
+    pipe = load(checkpoint, repository, "plus")
+    alone = [made(pipe, ip_adapter_image=picture(i)) for i in (5, 6, 7)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda i: made(pipe, ip_adapter_image=picture(i)), (5, 6, 7)))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together))
+    assert not np.array_equal(alone[0], alone[1])
 
 
 def test_half_precision(checkpoint, repository):
