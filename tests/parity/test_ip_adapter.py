@@ -3,6 +3,7 @@
 from __future__ import annotations
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -415,6 +416,15 @@ def test_branches_are_computed_together(checkpoint, repository):
     for layer in sites:
         assert [rows for site, rows in calls if site == layer.site] == [3] * 2 * CALL["num_inference_steps"]
     assert len(projections) == len(sites)
+
+
+def test_calls_at_the_same_time(checkpoint, repository):
+    pipe = load(checkpoint, repository, "plus")
+    alone = [made(pipe, ip_adapter_image=picture(i)) for i in (5, 6, 7)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda i: made(pipe, ip_adapter_image=picture(i)), (5, 6, 7)))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together))
+    assert not np.array_equal(alone[0], alone[1])
 
 
 def test_half_precision(checkpoint, repository):
