@@ -245,33 +245,31 @@ def memory(options: Options) -> Iterator[Row]:
     from families import tiny
     from .loading import SDXL
 
-    layouts = {
-        "SD 1.5": (tiny.sd, NARROW if options.quick else SD15, "StableDiffusion", ("", "Img2Img")),
-        "SDXL": (
-            tiny.sdxl,
-            SDXL | {"block_out_channels": [320] * 3} if options.quick else SDXL,
-            "StableDiffusionXL",
-            ("", "Img2Img", "Inpaint"),
-        ),
-    }
-    for layout, (write, config, family, tasks) in layouts.items():
+    sd, xl = (NARROW if options.quick else SD15), SDXL | ({"block_out_channels": [320] * 3} if options.quick else {})
+    family = "StableDiffusion{}Pipeline".format
+    plans = [  # layout, its writer, config, classes: that of the source first; limit in MB
+        ("SD 1.5", tiny.sd, sd, [family(task) for task in ("", "Img2Img")], 50),
+        ("SD 1.5 and a motion adapter", tiny.sd, sd, [family(""), family("SAG"), "AnimateDiffPipeline"], 50),
+        ("SDXL", tiny.sdxl, xl, [family(f"XL{task}") for task in ("", "Img2Img", "Inpaint")], None),
+    ]
+    for layout, write, config, classes, limit in plans:
         with tempfile.TemporaryDirectory() as folder:
             write(folder)
             for dtype in ("", "float16"):
                 after: dict[str, tuple[float, str]] = {}
 
-                def grown(name: str, dtype: str = dtype, after: dict[str, tuple[float, str]] = after) -> float:
-                    classes = [f"{family}{task}Pipeline" for task in tasks]  # noqa: B023
-                    arguments = ["-m", "benchmarks.growth", name, folder, json.dumps(config), options.device, dtype, *classes]  # noqa: B023
-                    megabytes, *after[name] = json.loads(fresh(arguments, options)[2])
+                def grown(name: str, *parts: str, after: dict[str, tuple[float, str]] = after) -> float:
+                    megabytes, *after[name] = json.loads(fresh(["-m", "benchmarks.growth", name, *parts], options)[2])
                     return megabytes
 
-                got = interleave({n: partial(grown, n) for n in LIBRARIES}, 1 if options.quick else 3, warm_up=False)
-                what = f"{layout}: growth by {len(tasks) - 1} x `from_pipe(pipe{', torch_dtype=float16' if dtype else ''})`"
+                parts = [folder, json.dumps(config), options.device, dtype, *classes]
+                runs = {n: partial(grown, n, *parts) for n in LIBRARIES}
+                got = interleave(runs, 1 if options.quick else 3, warm_up=False)
+                what = f"{layout}: growth by {len(classes) - 1} x `from_pipe(pipe{', torch_dtype=float16' if dtype else ''})`"
                 size = after["darkroom"][0]
                 note = f"UNet of {size:.0f} MB; source afterwards: " + ", ".join(f"{n} {d}" for n, (_, d) in after.items())
-                limit = 50 if layout != "SDXL" else size / 100
-                yield Row(what, got["darkroom"], got["diffusers"], unit="MB", limit=round(limit, 1), absolute=True, note=note)
+                most = limit or round(size / 100, 1)
+                yield Row(what, got["darkroom"], got["diffusers"], unit="MB", limit=most, absolute=True, note=note)
 
 
 @case("load", "1 x", "one process, bundled checkpoint, everything imported")
@@ -284,6 +282,105 @@ def load(options: Options) -> Iterator[Row]:
     runs = {name: clock(lambda kind=kind: kind.from_pretrained(EMOJI)) for name, kind in classes.items()}
     got = interleave(runs, 2 if options.quick else 15)
     yield Row("`from_pretrained`", *(share(got[n], 1) for n in LIBRARIES), unit="ms", limit=1)
+
+
+@case("adapters", "0.3 x to load, 5 ms to switch, 1.1 x a call without", "both networks over the same random weights, LoRA of rank 16")
+def adapters(options: Options) -> Iterator[Row]:
+    import diffusers
+    import torch
+    from safetensors.torch import save_file
+    import darkroom
+
+    config = NARROW if options.quick else SD15
+    torch.manual_seed(SEED)
+    theirs = diffusers.UNet2DConditionModel(**config).eval().to(options.device)
+    with torch.device("meta"):
+        ours = darkroom.UNet2DConditionModel(**config).eval()
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    nets: dict[str, Any] = dict(zip(LIBRARIES, (ours, theirs)))
+    state = {}
+    for name, layer in ours.named_modules():
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+            out, wide = layer.weight.shape
+            state |= {f"unet.{name}.lora_A.weight": torch.randn(16, wide), f"unet.{name}.lora_B.weight": torch.randn(out, 16) / 100}
+    size = 8 if options.quick else 32
+    x, context = torch.randn(2, 4, size, size).to(options.device), torch.randn(2, 77, 768).to(options.device)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        save_file(state, f"{folder}/{(name := 'pytorch_lora_weights.safetensors')}")
+        file: dict[str, Any] = {"prefix": "unet", "weight_name": name}
+
+        def load(net: Any) -> float:
+            seconds = clock(lambda: net.load_lora_adapter(folder, adapter_name="a", **file), options.device)()
+            net.unload_lora()
+            return seconds
+
+        got = interleave({n: partial(load, net) for n, net in nets.items()}, 2 if options.quick else 9)
+        megabytes = sum(t.nbytes for t in state.values()) / 1e6
+        yield Row(f"load {len(state)} tensors, {megabytes:.0f} MB", *(share(got[n], 1) for n in LIBRARIES), unit="ms", limit=0.3)
+        for net in nets.values():
+            for name in "ab":
+                net.load_lora_adapter(folder, adapter_name=name, **file)
+        weights = iter(range(10**6))
+        runs = {n: clock(lambda net=net: net.set_adapters(["a", "b"], [next(weights) % 7, 0.5])) for n, net in nets.items()}
+        got = interleave(runs, 3 if options.quick else 21)
+        yield Row("switch between two of them", *(share(got[n], 1) for n in LIBRARIES), unit="ms", limit=5, absolute=True)
+
+        def call(net: Any, with_adapter: bool) -> float:
+            (net.enable_lora if with_adapter else net.disable_lora)()
+            return clock(lambda: net(x, torch.tensor(500, device=options.device), context), options.device)()
+
+        outs = []
+        for net in nets.values():
+            net.set_adapters("a")
+            outs.append(net(x, torch.tensor(500, device=options.device), context).sample)
+        runs = {f"{n} {w}": partial(call, net, w) for n, net in nets.items() for w in (False, True)}
+        got = interleave(runs, 3 if options.quick else 15, budget=240)
+    ratios = ([w / b for w, b in zip(got[f"{n} True"], got[f"{n} False"])] for n in LIBRARIES)
+    note = f"outputs differ by {(outs[0] - outs[1]).abs().max():.1e}, largest value {outs[1].abs().max():.2g}"
+    yield Row(f"a call with one, unfused, {8 * size} px", *ratios, unit="x without", limit=1.1, absolute=True, note=note)
+    yield Row("the same, in time", *(share(got[f"{n} True"], 1) for n in LIBRARIES), unit="ms")
+
+
+@case("ip_adapter", "1 x", "one process, both UNets over the same random weights of SD 1.5 size, embeddings given, per step of a call of 3")
+def ip_adapter(options: Options) -> Iterator[Row]:
+    import diffusers
+    import torch
+    from families import ip_adapters, tiny
+    import darkroom
+
+    config, size, steps = NARROW if options.quick else SD15, 8 if options.quick else 64 if options.device != "cpu" else 16, 3
+    torch.manual_seed(SEED)
+    theirs = diffusers.UNet2DConditionModel(**config).eval()
+    with torch.device("meta"):
+        ours = darkroom.UNet2DConditionModel(**config).eval()
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    pipes, latents, shapes = {}, {}, {"base": (2, 1, 1024), "plus": (2, 1, 257, 1280)}
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.sd(folder)
+        for lib, unet in ((darkroom, ours), (diffusers, theirs)):
+            pipe = lib.StableDiffusionPipeline.from_pretrained(folder, unet=unet, requires_safety_checker=False)
+            pipe.to(options.device).set_progress_bar_config(disable=True)
+            pipes[lib.__name__] = pipe
+    context = torch.randn(2, 1, 77, 768).to(options.device)
+    call = dict(zip(("prompt_embeds", "negative_prompt_embeds"), context), num_inference_steps=steps, output_type="latent")
+    call |= {"height": 2 * size, "width": 2 * size}
+
+    def candidate(name: str, embeds: torch.Tensor) -> Callable[[], float]:
+        def run() -> None:
+            seeded = torch.Generator().manual_seed(SEED)
+            latents[name] = pipes[name](**call, ip_adapter_image_embeds=[embeds], generator=seeded).images
+
+        return clock(run, options.device)
+
+    for kind, shape in shapes.items():
+        tensors = ip_adapters.adapter(ours, kind, real=True)
+        for pipe in pipes.values():
+            pipe.load_ip_adapter(tensors, None, None, image_encoder_folder=None)
+        embeds = torch.randn(shape).to(options.device)
+        runs = {name: candidate(name, embeds) for name in pipes}
+        got = interleave(runs, 2 if options.quick else 15, budget=90)
+        note = f"latents differ by {(latents['darkroom'] - latents['diffusers']).abs().max():.1e}"
+        yield Row(f"a step with {kind}, latents of {size}", *(share(got[n], steps) for n in LIBRARIES), unit="ms", limit=1, note=note)
 
 
 @case(

@@ -18,10 +18,15 @@ PAGES = [
     "docs/text-to-image.md",
     "docs/image-to-image.md",
     "docs/inpainting.md",
+    "docs/ip-adapter.md",
     "docs/perturbed-attention.md",
+    "docs/lora.md",
+    "docs/video.md",
     "docs/errors.md",
     "docs/checkpoints.md",
     "docs/security.md",
+    "docs/textual-inversion.md",
+    "docs/decorators.md",
 ]
 
 

@@ -18,10 +18,13 @@ from .core.guidance import InstructCFG as InstructCFG
 from .core.guidance import MagnitudeAware as MagnitudeAware
 from .core.guidance import NAG as NAG
 from .core.guidance import PAG as PAG
+from .core.guidance import PromptFusion as PromptFusion
+from .core.guidance import PromptPart as PromptPart
 from .core.guidance import SAG as SAG
 from .core.guidance import SEG as SEG
 from .core.guidance import SLG as SLG
 from .core.guidance import TCFG as TCFG
+from .core.guidance import TokenMerging as TokenMerging
 from .core.tasks import Depth2Image as Depth2Image
 from .core.tasks import Edit as Edit
 from .core.tasks import Image2Image as Image2Image
@@ -33,6 +36,7 @@ from .core.tasks import Text2Video as Text2Video
 from .core.tasks import Upscale as Upscale
 from .core.tasks import Variation as Variation
 from .core.tasks import Video2Video as Video2Video
+from .errors import AdapterError as AdapterError
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DarkroomError as DarkroomError
@@ -98,6 +102,8 @@ from .families.unconditional import DDPMPipeline as DDPMPipeline
 from .families.unconditional import RePaintPipeline as RePaintPipeline
 from .family import Family as Family
 from .family import ImagePipelineOutput as ImagePipelineOutput
+from .image_processor import VaeImageProcessor as VaeImageProcessor
+from .image_processor import VideoProcessor as VideoProcessor
 from .models.auto import AutoModel as AutoModel
 from .models.autoencoder_kl import AutoencoderKL as AutoencoderKL
 from .models.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder as AutoencoderKLTemporalDecoder
@@ -119,6 +125,7 @@ from .models.unet_spatio_temporal_condition import UNetSpatioTemporalConditionMo
 from .models.vq_model import VQModel as VQModel
 from .pipeline import DiffusionPipeline as DiffusionPipeline
 from .runtime.fork import fork as fork
+from .runtime.ip_adapter import IPAdapterMaskProcessor as IPAdapterMaskProcessor
 from .schedulers.ddim import DDIMInverseScheduler as DDIMInverseScheduler
 from .schedulers.ddim import DDIMParallelScheduler as DDIMParallelScheduler
 from .schedulers.ddim import DDIMScheduler as DDIMScheduler
@@ -177,5 +184,8 @@ from .schedulers.unipc_multistep import SASolverScheduler as SASolverScheduler
 from .schedulers.unipc_multistep import UniPCMultistepScheduler as UniPCMultistepScheduler
 from .utils import load_image as load_image
 from .utils import make_image_grid as make_image_grid
+from .video import export_to_gif as export_to_gif
+from .video import export_to_video as export_to_video
+from .video import load_video as load_video
 
 __version__: str

@@ -9,9 +9,10 @@ __all__ = ["NAMES", "lazy"]
 _BY_MODULE = {
     "auto": """AutoPipelineForImage2Image AutoPipelineForImage2Video AutoPipelineForInpainting AutoPipelineForText2Image
         AutoPipelineForText2Video AutoPipelineForVideo2Video pipelines""",
-    "core.guidance": "APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG InstructCFG MagnitudeAware NAG PAG SAG SEG SLG TCFG",
+    "core.guidance": """APG APGMix AutoGuidance CFG CFGZeroStar DynamicThresholding FDG InstructCFG MagnitudeAware NAG PAG PromptFusion
+        PromptPart SAG SEG SLG TCFG TokenMerging""",
     "core.tasks": "Depth2Image Edit Image2Image Inpaint LatentUpscale Panorama Text2Image Text2Video Upscale Variation Video2Video",
-    "errors": "CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
+    "errors": "AdapterError CheckpointError ConfigError DarkroomError InputError MissingDependencyError",
     "families.animatediff": """AnimateDiffControlNetPipeline AnimateDiffPAGPipeline AnimateDiffPipeline AnimateDiffSDXLPipeline
         AnimateDiffSparseControlNetPipeline AnimateDiffVideoToVideoControlNetPipeline AnimateDiffVideoToVideoPipeline""",
     "families.class_conditional": "ConsistencyModelPipeline DiTPipeline",
@@ -36,6 +37,7 @@ _BY_MODULE = {
         VideoToVideoSDPipeline""",
     "families.unconditional": "DDIMPipeline DDPMPipeline RePaintPipeline",
     "family": "Family ImagePipelineOutput",
+    "image_processor": "VaeImageProcessor VideoProcessor",
     "models.auto": "AutoModel",
     "models.autoencoder_kl": "AutoencoderKL",
     "models.autoencoder_kl_temporal_decoder": "AutoencoderKLTemporalDecoder",
@@ -54,6 +56,7 @@ _BY_MODULE = {
     "models.vq_model": "VQModel",
     "pipeline": "DiffusionPipeline",
     "runtime.fork": "fork",
+    "runtime.ip_adapter": "IPAdapterMaskProcessor",
     "schedulers.ddim": "DDIMInverseScheduler DDIMParallelScheduler DDIMScheduler",
     "schedulers.ddpm": "DDPMParallelScheduler DDPMScheduler",
     "schedulers.deis_multistep": "DEISMultistepScheduler",
@@ -80,6 +83,7 @@ _BY_MODULE = {
     "schedulers.two_stage": "DPMSolverSDEScheduler HeunDiscreteScheduler KDPM2AncestralDiscreteScheduler KDPM2DiscreteScheduler",
     "schedulers.unipc_multistep": "SASolverScheduler UniPCMultistepScheduler",
     "utils": "load_image make_image_grid",
+    "video": "export_to_gif export_to_video load_video",
 }
 
 NAMES: dict[str, str] = {name: module for module, names in _BY_MODULE.items() for name in names.split()}

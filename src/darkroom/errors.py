@@ -1,6 +1,6 @@
 """Typed errors. Each says four things: what went wrong, where (component and file), got and expected, what to do."""
 
-__all__ = ["CheckpointError", "ConfigError", "DarkroomError", "InputError", "MissingDependencyError"]
+__all__ = ["AdapterError", "CheckpointError", "ConfigError", "DarkroomError", "InputError", "MissingDependencyError"]
 
 LONGEST = 1900  # characters of a whole message: an error is read by a person
 
@@ -30,6 +30,10 @@ class CheckpointError(DarkroomError, ValueError, OSError):
     """A checkpoint that cannot be used: a file that is missing, damaged, hostile or of another shape than its config says."""
 
     __str__ = Exception.__str__  # OSError's own reads errno and file name
+
+
+class AdapterError(CheckpointError):
+    """A file of an adapter that does not fit the pipeline, or is no adapter."""
 
 
 class ConfigError(DarkroomError, ValueError):

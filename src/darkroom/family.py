@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor
+from .adapters.decorators import Decorated
+from .adapters.lora import LoraPipeline
 from .core.codec import LatentCodec
 from .core.guidance import CFG
 from .core.inputs import Inputs, combine, field, signature
 from .core.loop import batched, denoise
 from .core.media import tensor_to_images
+from .core.strength import adapters_at, scale_in
 from .core.types import Branch, Conditioning, Control, Guidance, Run, Task
 from .errors import InputError
 from .outputs import Output
@@ -46,7 +49,7 @@ class CallInputs(Inputs):
     callback_steps: int = field("Call `callback` every so many steps.", 1, minimum=1, integer=True)
 
 
-class Family(DiffusionPipeline):
+class Family(Decorated, LoraPipeline, DiffusionPipeline):
     """The base of darkroom's pipelines.
     A family sets components (annotations), `codec`, `inputs`, and implements `encode` and `denoise_once`. A concrete class adds a `task` and,
     where it has them, guidance `terms`. From these follow the signature of the call, its checks, and the loop.
@@ -64,6 +67,7 @@ class Family(DiffusionPipeline):
     predict: ClassVar[Any] = staticmethod(batched)
     callback_tensors: ClassVar[tuple[str, ...]] = ("latents",)
     size_step: ClassVar[int] = 1  # height and width are multiples of this and of the codec's factor
+    in_run: ClassVar[Mapping[str, str]] = {}  # methods that in a callback act on the run alone, by another that receives it
     middle_site: ClassVar[str] = ""  # the self-attention layer in the middle of the denoiser
     Output: ClassVar[type[Output]] = ImagePipelineOutput
     Inputs: ClassVar[type[Inputs]]
@@ -245,8 +249,10 @@ class Family(DiffusionPipeline):
             got, fix = type(inputs.guidance).__name__, "A term goes into one: CFG(5, terms=[PAG(3)])."
             raise InputError("This is no guidance.", where="guidance", got=got, expected="such as CFG(5)", fix=fix)
         guidance = copy.deepcopy(inputs.guidance) or self.guidance(inputs)  # terms keep what they record, so a call has its own
+        guidance = self.decorated(guidance)
         branch = guidance.needs_negative and not self.guidance_distilled
-        cond = self.adapt(inputs, self.encode(inputs, branch or getattr(guidance, "reads_negative", False)))
+        with adapters_at(scale_in(getattr(inputs, "cross_attention_kwargs", None))):
+            cond = self.adapt(inputs, self.encode(inputs, branch or getattr(guidance, "reads_negative", False)))
         if self.control is not None:
             cond = self.control.prepare(self, inputs, cond)
         cond = guidance.prepare(cond, self)
@@ -303,6 +309,8 @@ class RunView:
             return len(self._run.timesteps)
         if name == "do_classifier_free_guidance":
             return self._run.cond.negative is not None
+        if name in self._pipe.in_run:
+            return functools.partial(getattr(self._pipe, self._pipe.in_run[name]), self._run)
         return getattr(*self._home(name))
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -9,16 +9,22 @@ import re
 import socket
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 from urllib import request
 from PIL import Image, ImageOps
+from ._public import lazy
 from .errors import InputError
 
-__all__ = ["load_image", "make_image_grid"]
+if TYPE_CHECKING:
+    from .video import export_to_gif, export_to_video, load_video
+
+__all__ = ["export_to_gif", "export_to_video", "load_image", "load_video", "make_image_grid", "without_secrets"]
 
 Source = str | os.PathLike[str] | Image.Image
 MAX_PIXELS = 178_956_970  # twice Image.MAX_IMAGE_PIXELS as PIL ships it: where PIL refuses too
 MAX_BYTES, TIMEOUT = 64 << 20, 30.0  # of a download; seconds, for each answer of the server and for the whole body
 WEB_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # PIL runs Ghostscript for EPS
+__getattr__, _ = lazy("darkroom", dict.fromkeys(("export_to_gif", "export_to_video", "load_video"), "video"))  # it imports this file
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -34,7 +40,7 @@ def load_image(
         raise InputError("No picture.", where="image", got=type(image).__name__, expected="path, URL or PIL image")
     name = "image" if isinstance(image, Image.Image) else os.path.expanduser(image)
     remote = name.lower().startswith(("http://", "https://"))
-    where = re.sub(r"(?<=//)[^/]*@|[?#].*", "", name) if remote else name  # user name, password and query may be secret
+    where = without_secrets(name) if remote else name
     try:
         Image.init()  # fills Image.OPEN
         formats = [known for known in WEB_FORMATS if known in Image.OPEN] if remote else None
@@ -61,6 +67,11 @@ def make_image_grid(images: Sequence[Image.Image], rows: int, cols: int, resize:
     for i, image in enumerate(images):
         grid.paste(image.resize((width, height)) if resize else image, (i % cols * width, i // cols * height))
     return grid
+
+
+def without_secrets(url: str) -> str:
+    """A URL without user name, password and query, which may be secret."""
+    return re.sub(r"(?<=//)[^/]*@|[?#].*", "", url)
 
 
 def _is_public(address: str) -> bool:
@@ -94,16 +105,18 @@ class _PublicHandler(request.HTTPHandler, request.HTTPSHandler):
     https_open = http_open
 
 
-def _download(url: str, where: str, allow_private: bool) -> bytearray:
+def _download(url: str, where: str, allow_private: bool, times: int = 1) -> bytearray:
+    """The body; `times` the bytes and seconds that a picture may take."""
     transport = [request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler] if allow_private else [_PublicHandler]
     answers = request.UnknownHandler, request.HTTPRedirectHandler, request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor
     opener, data = request.OpenerDirector(), bytearray()  # not build_opener: that one also speaks ftp, file and data
     for handler in (*transport, *answers):
         opener.add_handler(handler())
-    deadline = time.monotonic() + TIMEOUT
+    limit, seconds = times * MAX_BYTES, times * TIMEOUT
+    deadline = time.monotonic() + seconds
     with opener.open(request.Request(url, headers={"User-Agent": "darkroom"}), timeout=TIMEOUT) as response:
         while chunk := response.read1(1 << 16):
             data += chunk
-            if len(data) > MAX_BYTES or time.monotonic() > deadline:
-                raise InputError("Too large or slow.", where=where, expected=f"at most {MAX_BYTES} bytes in {TIMEOUT:g} seconds")
+            if len(data) > limit or time.monotonic() > deadline:
+                raise InputError("Too large or slow.", where=where, expected=f"at most {limit} bytes in {seconds:g} seconds")
     return data

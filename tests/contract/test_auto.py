@@ -67,9 +67,11 @@ def test_from_a_pipeline(checkpoint: Path) -> None:
 def test_bad_requests(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentError, match="from_pretrained"):
         darkroom.AutoPipelineForText2Image()
-    with pytest.raises(InputError, match="text2video") as error:
-        darkroom.AutoPipelineForText2Video.from_pretrained(checkpoint)
+    with pytest.raises(InputError, match="image2video") as error:
+        darkroom.AutoPipelineForImage2Video.from_pretrained(checkpoint)
     assert "image2image" in str(error.value)
+    with pytest.raises(InputError, match="motion_adapter"):
+        darkroom.AutoPipelineForText2Video.from_pretrained(checkpoint)
     tiny.ddpm(tmp_path / "ddpm")
     with pytest.raises(InputError, match="No family"):
         darkroom.AutoPipelineForImage2Image.from_pretrained(tmp_path / "ddpm")

@@ -100,7 +100,7 @@ def test_by_rows_runs_each_branch_with_its_own_attention():
         seen.append(q.shape[0])
         return v
 
-    out = by_rows([sdpa, sdpa, spy], 2)(q, k, v)
+    out = by_rows([sdpa, sdpa, spy])(q, k, v)
     torch.testing.assert_close(out, torch.cat([eager(q[:4], k[:4], v[:4]), v[4:]]))
     assert seen == [2]
 
@@ -108,7 +108,7 @@ def test_by_rows_runs_each_branch_with_its_own_attention():
 def test_a_skipped_layer_adds_nothing_to_its_rows():
     added = torch.randn(6, 5, 4)
     skip = Patch(sdpa, frozenset({"ff", "attn"}), nothing)
-    joint = by_rows([sdpa, skip, sdpa], 2)
+    joint = by_rows([sdpa, skip, sdpa])
     assert unless_skipped(added, joint, "elsewhere") is added and unless_skipped(added, sdpa, "ff") is added
     for site in skip.sites:
         out = unless_skipped(added, joint, site)

@@ -396,7 +396,7 @@ def test_unknown_attention_options_are_named_once(caplog):
         ("norm_num_groups", {"norm_num_groups": 5}),
         ("resnet_time_scale_shift", {"resnet_time_scale_shift": "spatial"}),
         ("cross_attention_norm", SIMPLE | {"cross_attention_norm": "batch"}),
-        ("attention_type", {"attention_type": "gated"}),
+        ("attention_type", {"attention_type": "open"}),
     ],
 )
 def test_options_that_mean_nothing(field, options):

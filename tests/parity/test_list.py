@@ -34,9 +34,9 @@ def test_what_is_not_compared_has_a_reason():
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_named_file_compares_the_class(file, monkeypatch):
-    """`NAMES` of a file are the classes whose calls it compares, with their arguments."""
+    """`NAMES` of a file, if it has them, are the classes whose calls it compares, with their arguments."""
     monkeypatch.syspath_prepend(HERE)
-    compared = set(import_module(file).NAMES)
+    compared = set(getattr(import_module(file), "NAMES", ()))
     claimed = {name for name, (home, _) in listed().items() if home == file}
     assert claimed <= compared, claimed - compared
 

@@ -8,7 +8,7 @@ import mmap
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from torch import Tensor
@@ -120,8 +120,9 @@ def _in_order(shape: Iterable[int], stride: Iterable[int]) -> bool:
     return True
 
 
-def pickled_entries(file: BinaryIO, where: object) -> dict[str, Entry]:
-    """Where the tensors of an open file lie, by name; see `read_pickled`. Takes no memory for them. `where` is for messages."""
+def pickled_entries(file: BinaryIO, where: object, names: Callable[[dict[str, Any]], Mapping[str, Any]] = dict) -> dict[str, Entry]:
+    """Where the tensors of an open file lie, by name; see `read_pickled`. Takes no memory for them. `where` is for messages, `names` gives
+    what the file holds by name."""
     if os.environ.get("DARKROOM_SAFETENSORS_ONLY", "0").upper() not in ("", "0", "NO", "OFF", "FALSE"):
         fix = "Convert it to safetensors, or unset DARKROOM_SAFETENSORS_ONLY."
         raise CheckpointError("A pickled file, where only safetensors are allowed.", where=where, fix=fix)
@@ -131,15 +132,15 @@ def pickled_entries(file: BinaryIO, where: object) -> dict[str, Entry]:
     try:
         content, place = (_zipped if head == b"PK\3\4" else _legacy)(file)
         content = content.get("state_dict", content) if isinstance(content, dict) else content
-        if not isinstance(content, dict) or not any(isinstance(value, Placed) for value in content.values()):
+        found = [(n, v) for n, v in names(content).items() if isinstance(v, Placed)] if isinstance(content, dict) else []
+        if not found:
             raise ValueError("no tensors by name")
         places: dict[str, Entry] = {}
-        for name, value in content.items():
-            if isinstance(value, Placed):
-                offset = place(value.storage) + value.storage.first * value.storage.dtype.itemsize + value.first * value.dtype.itemsize
-                nbytes = math.prod(value.shape) * value.dtype.itemsize
-                stride = None if not nbytes or _in_order(value.shape, value.stride) else value.stride
-                places[name] = Entry(value.dtype, value.shape, offset, nbytes, stride)
+        for name, value in found:
+            offset = place(value.storage) + value.storage.first * value.storage.dtype.itemsize + value.first * value.dtype.itemsize
+            nbytes = math.prod(value.shape) * value.dtype.itemsize
+            stride = None if not nbytes or _in_order(value.shape, value.stride) else value.stride
+            places[name] = Entry(value.dtype, value.shape, offset, nbytes, stride)
         return places
     except DarkroomError:
         raise

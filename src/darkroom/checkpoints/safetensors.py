@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .files import open_regular, parse_json
 
-__all__ = ["DTYPES", "HEADER_LIMIT", "Entry", "header_of", "mapped", "parse_header", "read_header"]
+__all__ = ["DTYPES", "HEADER_LIMIT", "Entry", "header_of", "mapped", "metadata_of", "parse_header", "read_header"]
 
 HEADER_LIMIT = 100_000_000  # bytes, the bound of the format
 COMMA_LIMIT = 500_000  # outside of strings: about 70000 tensors. It bounds the objects that the parser makes, whatever their kind
@@ -130,6 +130,13 @@ def header_of(file: BinaryIO, where: object) -> dict[str, Entry]:
         fix = 'Run "git lfs pull" in the folder.' if pointer else DAMAGED
         raise CheckpointError("Not a safetensors file.", where=where, got=got, fix=fix)
     return parse_header(file.read(length), size - 8 - length, where)
+
+
+def metadata_of(file: BinaryIO, where: object) -> dict[str, str]:
+    """The text beside the tensors of an open file whose header has been read."""
+    file.seek(0)
+    found: dict[str, str] = parse_json(file.read(int.from_bytes(file.read(8), "little")), where).get("__metadata__", {})
+    return found
 
 
 def read_header(path: Path) -> dict[str, Entry]:

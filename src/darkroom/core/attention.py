@@ -69,19 +69,20 @@ def resolve(attend: Attend, site: str) -> Attend:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The attention of a batch of branches of `rows` rows, each with its own. Neighbours with the same at a layer are computed together.
-    A layer may have several rows for each of these, such as one for each frame of a video.
+    """The attention of a batch of branches, each with its own rows. Neighbours with the same at a layer are computed together, and so are those that
+    keep something for each branch and know how: their `together` is equal, and `join` makes one attention of several. A layer may have several rows
+    for each of the branch's, such as one for each frame of a video.
     """
 
     attends: Sequence[Attend]
-    rows: int
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = "") -> Tensor:
-        times = q.shape[0] // (self.rows * len(self.attends))
-        groups = [(function, times * self.rows * len(list(same))) for function, same in groupby(resolve(a, site) for a in self.attends)]
-        functions, sizes = zip(*groups)
+        here = [resolve(a, site) for a in self.attends]
+        groups = [list(same) for _, same in groupby(here, lambda attend: getattr(attend, "together", attend))]
+        functions = [same[0].join(same) if hasattr(same[0], "join") else same[0] for same in groups]
         if len(functions) == 1:
             return functions[0](q, k, v, mask=mask, site=site)
+        sizes = [len(same) * (q.shape[0] // len(here)) for same in groups]
         masks = mask.split(sizes) if mask is not None and mask.shape[0] == q.shape[0] else [mask] * len(sizes)
         parts = zip(functions, q.split(sizes), k.split(sizes), v.split(sizes), masks, strict=True)
         return torch.cat([fn(q, k, v, mask=m, site=site) for fn, q, k, v, m in parts])
@@ -99,9 +100,9 @@ class FirstFrame:
         return self.base(q, k, v, mask=mask, site=site)
 
 
-def by_rows(attends: Sequence[Attend], rows: int) -> Attend:
-    """One attention for a batch of branches: that of all of them, or `Rows`."""
-    return attends[0] if all(a is attends[0] for a in attends) else Rows(attends, rows)
+def by_rows(attends: Sequence[Attend]) -> Attend:
+    """One attention for a batch of branches, which have as many rows each: that of all of them, or `Rows`."""
+    return attends[0] if all(a is attends[0] for a in attends) else Rows(attends)
 
 
 def nothing(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = "") -> Tensor:

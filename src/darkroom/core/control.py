@@ -149,7 +149,7 @@ class ControlNets(Pictured):
     """
 
     name, component, holder = "ControlNet", "controlnet", "nets"
-    kinds = ("ControlNetModel", "MultiControlNetModel")
+    kinds: tuple[str, ...] = ("ControlNetModel", "MultiControlNetModel")
     mark = "control_rows"  # the condition that says which rows it steers, (B,)
 
     def __init__(self, picture: str = "control_image"):

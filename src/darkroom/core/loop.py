@@ -43,7 +43,7 @@ def batched(pipe: Any, run: Run, t: Tensor, x: Tensor, branches: Sequence[Branch
     if len(branches) == 1:
         return [pipe.denoise_once(x, t, branches[0], run)]
     cond = {name: torch.cat([b.cond[name] for b in branches]) for name in branches[0].cond}
-    joint = Branch(cond, by_rows([b.attend for b in branches], x.shape[0]))
+    joint = Branch(cond, by_rows([b.attend for b in branches]))
     return list(pipe.denoise_once(x.repeat(len(branches), *[1] * (x.ndim - 1)), t, joint, run).chunk(len(branches)))
 
 

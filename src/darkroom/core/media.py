@@ -161,15 +161,18 @@ def overlay(mask: Image.Image, original: Image.Image, image: Image.Image, box: B
     return image.convert("RGB")
 
 
-def resize_image(image: Image.Image, height: int, width: int, mode: str = "default") -> Image.Image:
-    """A PIL image at another size, with Lanczos but for "bicubic"; see `image_to_tensor` for the modes. "fill" and "crop" give RGB."""
+def resize_image(
+    image: Image.Image, height: int, width: int, mode: str = "default", resample: Image.Resampling = Image.Resampling.LANCZOS,
+    reducing_gap: float | None = None,
+) -> Image.Image:  # fmt: skip
+    """A PIL image at another size, with `resample` but for "bicubic"; see `image_to_tensor` for the modes. "fill" and "crop" give RGB."""
     if mode not in ("default", "bicubic", "fill", "crop"):
         raise InputError("No such choice.", where="resize_mode", got=mode, expected="default, bicubic, fill, crop")
     if mode in ("default", "bicubic"):
-        return image.resize((width, height), Image.Resampling.LANCZOS if mode == "default" else Image.Resampling.BICUBIC)
+        return image.resize((width, height), resample if mode == "default" else Image.Resampling.BICUBIC, reducing_gap=reducing_gap)
     sizes = (width, max(image.height * width // image.width, 1)), (max(image.width * height // image.height, 1), height)
     w, h = min(sizes) if mode == "fill" else max(sizes)  # of the two that keep the aspect
-    scaled = image.resize((w, h), Image.Resampling.LANCZOS)
+    scaled = image.resize((w, h), resample)
     left, top = width // 2 - w // 2, height // 2 - h // 2
     canvas = Image.new("RGB", (width, height))
     canvas.paste(scaled, (left, top))

@@ -85,6 +85,7 @@ class VideoUNet(PromptedUNet):
     codec = VideoCodec("vae")
     inputs = VideoTextInputs
     Output = AnimateDiffPipelineOutput
+    frames_inside: ClassVar[bool] = True  # layers over pictures have a row for each frame of a video, beside each other
     free_noise: ClassVar[FreeNoise | None] = None  # an object's own, once it is enabled
     _free_init: ClassVar[FreeInit | None] = None
     _at_once: ClassVar[tuple[int, int] | None] = None
@@ -172,6 +173,9 @@ class WithMotion(VideoUNet):
 
         if isinstance(unet := components.get("unet"), UNet2DConditionModel):
             adapter = components.get("motion_adapter", self.__dict__.get("motion_adapter"))
+            if adapter is None:
+                fix = "motion_adapter=MotionAdapter.from_pretrained(...), or to train one, UNetMotionModel.from_unet2d(unet)."
+                raise InputError("A network for pictures needs motion modules.", where="motion_adapter", got=None, fix=fix)
             components["unet"] = UNetMotionModel.from_unet2d(unet, adapter)
         super().register_modules(**components)
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 import torch
 from torch import Tensor
+from ..core.strength import adapters_at
 from ..errors import InputError
+from ..runtime.textual_inversion import expand
 from .prompt_weights import join_windows, windowed
 
 __all__ = ["encode_states", "encode_text", "guidance_embedding", "prompt_list", "tokenize"]
@@ -30,9 +32,9 @@ def prompt_list(value: Any, where: str) -> list[str]:
 def tokenize(tokenizer: Any, prompts: Sequence[str], warn: bool = True, length: int | None = None) -> Any:
     """Prompts as `input_ids` and `attention_mask`, (B, M), padded or cut to `length`, by default what the encoder reads."""
     with _TOKENIZING:
-        length = length or tokenizer.model_max_length
-        batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        whole = tokenizer(list(prompts)).input_ids if warn else []
+        length, prompts = length or tokenizer.model_max_length, [expand(prompt, tokenizer) for prompt in prompts]
+        batch = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        whole = tokenizer(prompts).input_ids if warn else []
     for lost in (tokenizer.decode(ids[length - 1 : -1]) for ids in whole if len(ids) > length):
         logger.warning(f"The prompt is longer than the {length} tokens that its encoder reads; dropped: {lost!r}")
     return batch
@@ -52,28 +54,31 @@ def _read(
 
 def encode_text(
     tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int | None = None, warn: bool = True,
-    length: int | None = None, windows: int = 0,
+    length: int | None = None, windows: int = 0, lora_scale: float | None = None,
 ) -> Tensor:  # fmt: skip
     """The encoder's last states, or those `clip_skip` layers before under the final norm: (B, M, d). With `windows` the prompts may have weights,
-    and as many windows of tokens as that lie side by side: (B, W M, d)."""
+    and as many windows of tokens as that lie side by side: (B, W M, d). `lora_scale` weighs the encoder's adapters."""
     ids, mask, weights = _read(tokenizer, prompts, device, warn, length, windows)
     options = {"attention_mask": mask if getattr(encoder.config, "use_attention_mask", False) else None}
+    with adapters_at(lora_scale):
+        out = encoder(ids, **options, output_hidden_states=clip_skip is not None)
     if clip_skip is None:
-        states = encoder(ids, **options)[0]
+        states = out[0]
     else:
-        states = hidden_states(encoder(ids, **options, output_hidden_states=True), clip_skip, clip_skip)
+        states = hidden_states(out, clip_skip, clip_skip)
         states = getattr(encoder, "text_model", encoder).final_layer_norm(states)
     return states if weights is None else join_windows(states, weights)
 
 
 def encode_states(
     tokenizer: Any, encoder: Any, prompts: Sequence[str], *, device: Any, clip_skip: int = 0, length: int | None = None, warn: bool = True,
-    windows: int = 0,
+    windows: int = 0, lora_scale: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The states below the last layer, or `clip_skip` layers further down, without a norm: (B, M, d). Of an encoder with a projection the pooled
     prompt, too: (B, c), of the first window. `windows` as for `encode_text`."""
     ids, _, weights = _read(tokenizer, prompts, device, warn, length, windows)
-    out = encoder(ids, output_hidden_states=True)
+    with adapters_at(lora_scale):
+        out = encoder(ids, output_hidden_states=True)
     states, pooled = hidden_states(out, clip_skip + 1, clip_skip), out[0] if out[0].ndim == 2 else None
     if weights is None:
         return states, pooled

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 import torch
 from torch import Tensor
+from ..runtime.textual_inversion import expand
 
 __all__ = ["join_windows", "parse_weights", "windowed", "windows_for"]
 
@@ -51,7 +52,7 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
 
 def _tokens(tokenizer: Any, prompt: str) -> list[tuple[int, float]]:
     """Tokens and their weights, without those of beginning and end."""
-    parts = [(tokenizer(text, add_special_tokens=False).input_ids, weight) for text, weight in parse_weights(prompt)]
+    parts = [(tokenizer(expand(text, tokenizer), add_special_tokens=False).input_ids, weight) for text, weight in parse_weights(prompt)]
     return [(token, weight) for ids, weight in parts for token in ids]
 
 

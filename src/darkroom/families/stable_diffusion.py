@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
+from ..adapters.ip_adapter import IPAdapters
+from ..adapters.textual_inversion import TextualInversion
 from ..core.codec import ScaledCodec
 from ..core.guidance import PAG, SAG, InstructCFG
 from ..core.inputs import field
@@ -52,9 +54,11 @@ class TextInputs(CallInputs):
     eta: float = field("Noise added in DDIM steps: 0 is deterministic, 1 is DDPM.", 0.0, minimum=0, maximum=1)
     prompt_embeds: Tensor | None = field("Encoded prompts, (B, M, d), in place of `prompt`.")
     negative_prompt_embeds: Tensor | None = field("Encoded negative prompts, of the same shape.")
-    ip_adapter_image: Any = field("A picture for the IP-Adapter, if one is loaded.")
-    ip_adapter_image_embeds: list[Tensor] | None = field("Encoded pictures for the IP-Adapter.")
-    cross_attention_kwargs: dict[str, Any] | None = field('Options of attention layers; "scale" weighs LoRA layers.')
+    ip_adapter_image: Any = field("A picture for the IP-Adapter that is loaded; a list has one, or a list of some, for each adapter.")
+    ip_adapter_image_embeds: list[Any] | None = field("Encoded pictures, (rows, pictures, ...) for each IP-Adapter, negative half first.")
+    cross_attention_kwargs: dict[str, Any] | None = field(
+        'Options of attention layers; "scale" weighs LoRA layers, "ip_adapter_masks" says where pictures count.'
+    )
     prompt_syntax: str = field('"weighted" reads "(word:1.3)" and prompts of any length.', "plain", choices=("plain", "weighted"))
     clip_skip: int | None = field("How many of the text encoder's last layers to skip.", None, minimum=0, integer=True)
 
@@ -90,6 +94,24 @@ class LatentUNet(Family):
         """Whether guidance is distilled into the network: there is no negative branch then."""
         return self.unet.config.time_cond_proj_dim is not None
 
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """FreeU in this pipeline's UNet, see `UNet.enable_freeu`. For SD 1.x 0.9, 0.2, 1.5, 1.6 are usual, for SDXL 0.6, 0.4, 1.1, 1.2."""
+        self.denoiser.enable_freeu(s1, s2, b1, b2)
+
+    def disable_freeu(self) -> None:
+        """The UNet as it was."""
+        self.denoiser.disable_freeu()
+
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Join projections to queries, keys and values in the UNet, the VAE or both, see `Model.fuse_qkv_projections`."""
+        for network in [*[self.denoiser] * unet, *[self.components["vae"]] * vae]:
+            network.fuse_qkv_projections()
+
+    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Projections as they were."""
+        for network in [*[self.denoiser] * unet, *[self.components["vae"]] * vae]:
+            network.unfuse_qkv_projections()
+
     def conditions(self, branch: Branch) -> dict[str, Any]:
         """The arguments of the denoiser, and of a control beside it, that say what to picture."""
         return {"encoder_hidden_states": branch.cond["context"]}
@@ -113,7 +135,7 @@ class Edited(LatentUNet):
         return super().denoise_once(torch.cat([x, branch.cond["image_latents"]], 1), t, branch, run)  # (B, 2C, H, W)
 
 
-class PromptedUNet(LatentUNet):
+class PromptedUNet(IPAdapters, TextualInversion, LatentUNet):
     """What Stable Diffusion and its successors share: such a network, conditioned on prompts through CLIP text encoders."""
 
     prompts: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")  # arguments; embeddings take the place of each
@@ -139,8 +161,7 @@ class PromptedUNet(LatentUNet):
                 if (got := len(prompt_list(texts, name))) != prompts:
                     what, expected = f"There must be one {name.replace('_', ' ')} per prompt.", f"{prompts} of them, or one string for all"
                     raise InputError(what, where=name, got=got, expected=expected)
-        if inputs.ip_adapter_image is not None or inputs.ip_adapter_image_embeds is not None:
-            raise InputError("No IP-Adapter is loaded.", where="ip_adapter_image", expected="None")
+        self.check_ip_adapter(inputs)
 
     def many(self, inputs: Any) -> int:
         """How many results there are for each prompt."""
@@ -204,7 +225,7 @@ class LatentText(PromptedUNet):
         windows = self.windows([(self.tokenizer, (prompt, negative_prompt))], prompt_embeds) if prompt_syntax == "weighted" else 0
         if prompt_embeds is None:
             prompts = prompt_list(prompt, "prompt")
-            options = {"device": device, "clip_skip": clip_skip, "windows": windows}
+            options = {"device": device, "clip_skip": clip_skip, "windows": windows, "lora_scale": lora_scale}
             prompt_embeds = encode_text(self.tokenizer, self.text_encoder, prompts, **options)
         rows = prompt_embeds.shape[0]
         prompt_embeds = prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
@@ -214,7 +235,8 @@ class LatentText(PromptedUNet):
             texts = prompt_list("" if negative_prompt is None else negative_prompt, "negative_prompt")
             texts = texts * rows if len(texts) == 1 else texts
             # layers are never skipped here: checkpoints are used so
-            negative_prompt_embeds = encode_text(self.tokenizer, self.text_encoder, texts, device=device, warn=False, windows=windows)
+            options = {"device": device, "warn": False, "windows": windows, "lora_scale": lora_scale}
+            negative_prompt_embeds = encode_text(self.tokenizer, self.text_encoder, texts, **options)
         return prompt_embeds, negative_prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
 
     def encode(self, inputs: Any, needs_negative: bool) -> Conditioning:

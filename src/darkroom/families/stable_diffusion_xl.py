@@ -213,7 +213,7 @@ class PromptedXL(PromptedUNet):
         read = [(words, prompts) for words, prompts in read if words is not None]
         windows = self.windows(read, prompt_embeds) if prompt_syntax == "weighted" else 0
         if prompt_embeds is None:
-            options = {"clip_skip": clip_skip or 0, "windows": windows}
+            options = {"clip_skip": clip_skip or 0, "windows": windows, "lora_scale": lora_scale}
             prompt_embeds, pooled = self._encode([prompt, prompt_2 or prompt], ("prompt", "prompt_2"), device, **options)
             pooled_prompt_embeds = pooled if pooled_prompt_embeds is None else pooled_prompt_embeds
         if pooled_prompt_embeds is None:
@@ -229,7 +229,8 @@ class PromptedXL(PromptedUNet):
             negative = negative_prompt or ""
             texts, names = [negative, negative_prompt_2 or negative], ("negative_prompt", "negative_prompt_2")
             # layers are never skipped here: checkpoints are used so
-            negative_prompt_embeds, pooled = self._encode(texts, names, device, rows=rows, length=length, warn=False, windows=windows)
+            options = {"rows": rows, "length": length, "warn": False, "windows": windows, "lora_scale": lora_scale}
+            negative_prompt_embeds, pooled = self._encode(texts, names, device, **options)
             negative_pooled_prompt_embeds = pooled if negative_pooled_prompt_embeds is None else negative_pooled_prompt_embeds
         found = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         return tuple(x if x is None else x.to(device, dtype).repeat_interleave(num_images_per_prompt, 0) for x in found)  # type: ignore[return-value]

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
+from ..adapters.lora import LoraNetwork
 from ..checkpoints.files import PathLike
 from ..config import Configurable, check_network
 from ..core.attention import Attend, backend, sdpa
-from ..errors import ConfigError
+from ..core.strength import adapters_at, scale_in
+from ..errors import ConfigError, InputError
 from ..outputs import Output
 
 __all__ = ["Model", "as_batch", "choose"]
@@ -17,7 +19,7 @@ __all__ = ["Model", "as_batch", "choose"]
 T = TypeVar("T")
 
 
-class Model(Configurable, nn.Module):
+class Model(Configurable, LoraNetwork, nn.Module):
     """A network over a frozen configuration.
     A subclass sets `Config` and `Result` and implements `build(config)`, which creates the submodules, and `forward`, which returns a
     plain tensor, or a tuple of some. Calling the network wraps them in `Result`, or in a tuple with `return_dict=False`.
@@ -41,7 +43,8 @@ class Model(Configurable, nn.Module):
         raise TypeError(f"{type(self).__name__} does not say how it is built")
 
     def __call__(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        out = super().__call__(*args, **kwargs)
+        with adapters_at(scale_in(kwargs.get("cross_attention_kwargs"))):
+            out = super().__call__(*args, **kwargs)
         parts = out if isinstance(out, tuple) else (out,)
         return self.Result(*parts) if return_dict else parts
 
@@ -65,6 +68,22 @@ class Model(Configurable, nn.Module):
     def set_attention_backend(self, choice: str | Attend) -> None:
         """Use this attention for calls that pass none: "native", "eager" or a function (see `darkroom.core.attention`)."""
         self.attend = backend(choice)
+
+    def fuse_qkv_projections(self) -> None:
+        """Compute the projections to queries, keys and values as one where they read the same input, to keys and values else. This takes a copy
+        of their weights; the weights themselves stay. Raises InputError for networks whose layers have further projections.
+        """
+        layers = [m for m in self.modules() if hasattr(m, "fused")]
+        if not layers or not all(m.joinable for m in layers):
+            got, expected = type(self).__name__, "attention layers with one projection each to queries, keys and values"
+            raise InputError("These projections cannot be joined.", where="fuse_qkv_projections", got=got, expected=expected)
+        for layer in layers:
+            layer.fused = True
+
+    def unfuse_qkv_projections(self) -> None:
+        """Compute projections one by one, and drop the copies."""
+        for layer in (m for m in self.modules() if hasattr(m, "fused")):
+            layer.fused, layer.joined = False, None
 
     @classmethod
     def from_pretrained(

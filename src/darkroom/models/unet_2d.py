@@ -14,6 +14,7 @@ from ..outputs import Output
 from .base import Model, as_batch, choose
 from .layers.attention import Conditions, SelfAttention, rename_attention
 from .layers.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
+from .layers.freeu import FreeU
 from .layers.resnet import Level, activation
 from .layers.skip_blocks import quarter
 from .layers.unet_blocks import Block, DownBlock, block, down_levels, middle_block, per_block, up_levels
@@ -46,6 +47,26 @@ class UNet(Model):
 
     def disable_gradient_checkpointing(self) -> None:
         self.gradient_checkpointing = False
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """FreeU in the first two blocks on the way up (Si et al. 2023): `b1` and `b2` scale half of the backbone's channels, `s1` and `s2` the
+        lowest frequencies of skip connections; all 1 changes nothing. Forks of this network made later have it too, from then on apart.
+        Raises InputError for what is no number of 0 or more, and for networks whose blocks are of other kinds.
+        """
+        for name, value in (("s1", s1), ("s2", s2), ("b1", b1), ("b2", b2)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise InputError("Not a factor.", where=name, got=value, expected="0 or more")
+        blocks = [*getattr(self, "up_blocks", ())][:2]
+        if not blocks or not all(isinstance(up, Block) for up in blocks):
+            got, expected = [type(up).__name__ for up in blocks], "blocks of residual layers, perhaps with transformers"
+            raise InputError("FreeU knows no such blocks on the way up.", where=type(self).__name__, got=got, expected=expected)
+        for up, backbone, skip in zip(blocks, (b1, b2), (s1, s2)):
+            up.freeu = FreeU(backbone, skip)
+
+    def disable_freeu(self) -> None:
+        """Blocks as they were."""
+        for up in getattr(self, "up_blocks", ()):
+            up.freeu = None
 
     def _embed(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor | None, timestep_cond: Tensor | None = None) -> Tensor:
         """Timestep and class as a vector (B, E) of the dtype of `x`."""

@@ -123,6 +123,7 @@ class ConditionedUNet(UNet):
             "text_proj": lambda: nn.Linear(wide(), context_dim()),
             "text_image_proj": lambda: embeddings.TextImageProjection(wide(), context_dim(), context_dim()),
             "image_proj": lambda: embeddings.ImageProjection(wide(), context_dim()),
+            "ip_image_proj": lambda: None,  # saved with an IP-Adapter, which belongs to a pipeline here
         }
         self.encoder_hid_dim_type, self.encoder_hid_proj = kind, choose("encoder_hid_dim_type", kind, projections)()
         classes = {
@@ -211,7 +212,9 @@ class UNet2DConditionModel(ConditionedUNet):
     config: UNet2DConditionConfig
 
     def build(self, c: UNet2DConditionConfig) -> None:
-        choose("attention_type", c.attention_type, {"default": None})
+        gated = choose("attention_type", c.attention_type, {"default": None, "gated": False, "gated-text-image": True})
+        context_dim = per_block(c, "cross_attention_dim")[0]
+        self.position_net = None if gated is None else embeddings.GroundedObjects(context_dim, context_dim, gated)
         depths = per_block(c, "transformer_layers_per_block")
         if c.reverse_transformer_layers_per_block is not None:
             per_block(c, "reverse_transformer_layers_per_block")
@@ -243,7 +246,8 @@ class UNet2DConditionModel(ConditionedUNet):
             class_labels: (B,), or (B, C) for projected classes.
             timestep_cond: (B, time_cond_proj_dim), the embedded guidance scale of distilled networks.
             attention_mask, encoder_attention_mask: 1 keeps and 0 discards a key of self- and cross-attention; (B, M) or (B, N, M).
-            cross_attention_kwargs: `scale` is accepted and belongs to adapters.
+            cross_attention_kwargs: `scale` and `ip_adapter_masks` are accepted and belong to adapters; `gligen` are the arguments of
+                `GroundedObjects`, for networks whose `attention_type` is "gated" or "gated-text-image", which may go without.
             added_cond_kwargs: what `addition_embed_type` and `encoder_hid_dim_type` need: `text_embeds` (B, C) and `time_ids` (B, 5 or 6) for
                 "text_time", `image_embeds` (B, C) for those named after images, `hint` (B, 3, 8H, 8W) for "image_hint".
             down_block_additional_residuals: added to each skip connection (ControlNet, Zhang et al. 2023).
@@ -253,8 +257,12 @@ class UNet2DConditionModel(ConditionedUNet):
         Raises InputError for an argument that is missing or does not fit the configuration.
         """
         c = self.config
-        if unknown := sorted(set(cross_attention_kwargs or ()) - {"scale"}):
+        if unknown := sorted(set(cross_attention_kwargs or ()) - {"gligen", "ip_adapter_masks", "scale"}):
             logger.warning("cross_attention_kwargs that nothing reads: %s", ", ".join(unknown))
+        objects = (cross_attention_kwargs or {}).get("gligen")
+        if objects is not None and self.position_net is None:
+            where, expected = "cross_attention_kwargs: gligen", 'an attention_type of "gated"'
+            raise InputError("This network knows no objects.", where=where, expected=expected)
         x, context = self._centred(sample, 4 if c.addition_embed_type == "image_hint" else 0), encoder_hidden_states
         fits = c.cross_attention_dim if self.encoder_hid_proj is None else c.encoder_hid_dim
         dims = fits if isinstance(fits, tuple) else (fits,)
@@ -274,6 +282,8 @@ class UNet2DConditionModel(ConditionedUNet):
         if mid_block_additional_residual is None:  # older T2I-Adapter programs pass theirs as a ControlNet's
             inside, outside = outside if inside is None else inside, None
         cond = replace(cond, temb=self.time_embed_act(cond.temb), context=context, context_mask=context_mask)
+        if objects is not None and self.position_net is not None:
+            cond = replace(cond, objects=self.position_net(objects))
         return self._through(x, cond, inside or (), outside, mid_block_additional_residual)
 
     def sample_call(self, rows: int, height: int, width: int) -> Any:
@@ -288,7 +298,7 @@ class UNet2DConditionModel(ConditionedUNet):
             count = 6 if (c.projection_class_embeddings_input_dim or 0) - 6 * (c.addition_time_embed_dim or 0) >= 1280 else 5
             text = (c.projection_class_embeddings_input_dim or 0) - count * (c.addition_time_embed_dim or 0)
             added = {"text_embeds": torch.empty(rows, text, dtype=self.dtype), "time_ids": torch.empty(rows, count, dtype=self.dtype)}
-        if "image" in (kinds := f"{c.addition_embed_type} {c.encoder_hid_dim_type}"):
+        if "image" in (kinds := f"{c.addition_embed_type} {self.encoder_hid_proj and c.encoder_hid_dim_type}"):
             wide = c.cross_attention_dim if "text_image" in kinds else c.encoder_hid_dim
             added = {name: torch.empty(rows, wide, dtype=self.dtype) for name in ("text_embeds", "image_embeds")}
             added |= {"hint": torch.empty(rows, 3, 8 * height, 8 * width, dtype=self.dtype)} if hinted else {}

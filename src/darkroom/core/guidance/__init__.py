@@ -11,12 +11,15 @@ from .instruct import InstructCFG
 from .magnitude_aware import MagnitudeAware
 from .nag import NAG
 from .pag import PAG
+from .prompt_fusion import PromptFusion, PromptPart
 from .sag import SAG
 from .seg import SEG
 from .slg import SLG
 from .tcfg import TCFG
+from .token_merging import TokenMerging
 
 __all__ = [
     "APG", "CFG", "FDG", "NAG", "PAG", "SAG", "SEG", "SLG", "TCFG",
-    "APGMix", "AutoGuidance", "CFGZeroStar", "DynamicThresholding", "FrameCFG", "InstructCFG", "MagnitudeAware", "rescale",
+    "APGMix", "AutoGuidance", "CFGZeroStar", "DynamicThresholding", "FrameCFG", "InstructCFG", "MagnitudeAware", "PromptFusion", "PromptPart",
+    "TokenMerging", "rescale",
 ]  # fmt: skip

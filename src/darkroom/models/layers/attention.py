@@ -3,9 +3,10 @@
 from __future__ import annotations
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class Conditions:
     mask: Tensor | None = None
     context_mask: Tensor | None = None
     attend: Attend = sdpa
+    objects: Tensor | None = None  # tokens of things in their places (B, K, C), which gated layers read
     frames: int = 1
     windows: Windows | None = None
     at_once: int | None = None
@@ -55,6 +57,29 @@ class TokenGroupNorm(nn.GroupNorm):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Several projections of one input as one, for as long as they are what they were."""
+
+    sources: tuple[Tensor | None, ...]
+    state: tuple[Any, ...]
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, layers: Sequence[nn.Module], known: Joined | None) -> Joined | None:
+        """`known`, if it is of these layers as they are now, else a new one; None where one is no plain projection, as with an adapter."""
+        if not all(type(p) is nn.Linear and not (p._forward_hooks or p._forward_pre_hooks or "forward" in vars(p)) for p in layers):
+            return None
+        sources = tuple(t for p in layers for t in (p.weight, p.bias))
+        state = tuple(None if t is None else (t._version, t.device, t.dtype) for t in sources)
+        if known is not None and known.state == state and all(a is b for a, b in zip(known.sources, sources)):
+            return known
+        weights, biases = sources[::2], sources[1::2]
+        bias = None if any(b is None for b in biases) else torch.cat(biases)  # type: ignore[arg-type]
+        return cls(sources, state, torch.cat(weights), bias)  # type: ignore[arg-type]
+
+
 class Attention(nn.Module):
     """Multi-head attention over tokens (B, N, C) (Vaswani et al. 2017).
     Args:
@@ -66,6 +91,9 @@ class Attention(nn.Module):
     """
 
     biased = False  # the projections to queries, keys and values
+    joinable = True  # whether nothing but a projection lies between the input and queries, keys and values
+    fused = False  # whether projections of one input are computed as one
+    joined: Joined | None = None
 
     def __init__(
         self, dim: int, context_dim: int | None, heads: int, dim_head: int, upcast: bool = False, norm: nn.Module | None = None, biased:
@@ -84,10 +112,19 @@ class Attention(nn.Module):
         """2 x (B, M, heads dim_head)."""
         return self.to_k(context), self.to_v(context)
 
+    def _tokens(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        """Queries, keys and values: (B, N, heads dim_head) and 2 x (B, M, heads dim_head)."""
+        if self.fused:
+            self.joined = Joined.of((*((self.to_q,) if context is None else ()), self.to_k, self.to_v), self.joined)
+            if (one := self.joined) is not None:
+                parts = F.linear(x if context is None else context, one.weight, one.bias).chunk(3 if context is None else 2, -1)
+                return parts if context is None else (self.to_q(x), *parts)
+        return self.to_q(x), *self.keys_and_values(x, x if context is None else context)
+
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, attend: Attend = sdpa) -> Tensor:
         """`mask` is an additive bias over the context, broadcastable to (B, heads, N, M)."""
         x = x if self.group_norm is None else self.group_norm(x)
-        tokens = self.to_q(x), *self.keys_and_values(x, x if context is None else context)
+        tokens = self._tokens(x, context)
         q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in tokens)  # 3 x (B, h, N or M, d)
         if self.upcast and attend is not sdpa:
             mask = None if mask is None else mask.float()
@@ -116,6 +153,8 @@ class SelfAttention(Attention):
 
 class AddedKVAttention(SelfAttention):
     """Attention of a feature map to the context and, unless `only_cross`, to itself at once (Nichol et al. 2021, GLIDE)."""
+
+    joinable = False
 
     def __init__(self, level: Level):
         super().__init__(replace(level, attention_groups=level.norm_num_groups, norm_eps=1e-5, resnet_out_scale_factor=1.0))
@@ -177,9 +216,39 @@ class FeedForward(nn.Sequential):
         super().__init__(OrderedDict(net=nn.Sequential(*layers)))
 
 
+class _Placed(Attention):
+    """Self-attention that no guidance and no adapter knows: it has no site."""
+
+    def __init__(self, dim: int, heads: int, dim_head: int):
+        super().__init__(dim, None, heads, dim_head)
+        del self.site
+
+    def forward(self, x: Tensor, attend: Attend = sdpa) -> Tensor:  # type: ignore[override]
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.to_q, self.to_k, self.to_v))  # 3 x (B, h, N, d)
+        return self.to_out(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GatedAttention(nn.Module):
+    """A layer that was added to a trained network: tokens attend to each other and to objects, as far as two gates are open (Li et al. 2023,
+    GLIGEN, eq. 8)."""
+
+    def __init__(self, dim: int, level: Level):
+        super().__init__()
+        self.linear = nn.Linear(level.context_dim or dim, dim)
+        self.attn, self.ff = _Placed(dim, level.heads, dim // level.heads), FeedForward(dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.alpha_attn, self.alpha_dense = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor, objects: Tensor, attend: Attend) -> Tensor:
+        """(B, N, C) and (B, K, context_dim) to (B, N, C)."""
+        both = self.norm1(torch.cat([x, self.linear(objects)], 1))
+        x = self.alpha_attn.tanh() * self.attn(both, attend)[:, : x.shape[1]] + x
+        return self.alpha_dense.tanh() * self.ff(self.norm2(x)) + x
+
+
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and a feed-forward network, each after a norm and around a residual.
-    `only_cross`: the first attention reads the context too.
+    `only_cross`: the first attention reads the context too. Of type "gated" a further attention reads objects in between.
     """
 
     def __init__(self, dim: int, level: Level):
@@ -192,9 +261,12 @@ class BasicTransformerBlock(nn.Module):
         self.attn2 = Attention(dim, level.context_dim, **size)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
+        self.fuser = None if level.attention_type == "default" else GatedAttention(dim, level)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         x = self.attn1(self.norm1(x), cond.context if self.only_cross else None, cond.mask, cond.attend) + x  # (B, N, C)
+        if self.fuser is not None and cond.objects is not None:
+            x = self.fuser(x, cond.objects, cond.attend)
         x = self.attn2(self.norm2(x), cond.context, cond.context_mask, cond.attend) + x
         return self.fed(x, cond)
 
@@ -236,7 +308,7 @@ class DualTransformer2D(nn.Module):
 
     def __init__(self, level: Level):
         super().__init__()
-        plain = replace(level, depth=1, use_linear_projection=False, only_cross=False, upcast_attention=False)
+        plain = replace(level, depth=1, use_linear_projection=False, only_cross=False, upcast_attention=False, attention_type="default")
         self.transformers = nn.ModuleList(Transformer2D(plain) for _ in self.LENGTHS)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from itertools import pairwise
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from ...errors import InputError
 from .resnet import activation
 
 __all__ = [
-    "GaussianFourierProjection", "ImageHintTimeEmbedding", "ImageProjection", "ImageTimeEmbedding", "TextImageProjection",
+    "GaussianFourierProjection", "GroundedObjects", "ImageHintTimeEmbedding", "ImageProjection", "ImageTimeEmbedding", "TextImageProjection",
     "TextImageTimeEmbedding", "TextTimeEmbedding", "TimestepEmbedding", "Timesteps",
 ]  # fmt: skip
 
@@ -43,6 +44,53 @@ class GaussianFourierProjection(nn.Module):
         """(B,) to (B, 2 size)."""
         phase = (t.log() if self.log else t)[:, None] * self.weight * 2 * math.pi
         return torch.cat((phase.cos(), phase.sin()) if self.flip_sin_to_cos else (phase.sin(), phase.cos()), -1)
+
+
+class GroundedObjects(nn.Module):
+    """Phrases, or phrases and pictures, in boxes as tokens (Li et al. 2023, GLIGEN). Embeddings are `dim` wide; what stands for none is learned."""
+
+    FREQUENCIES = 8
+    NAMES = {  # kind -> (the tensors' part of a name, embeddings, masks)
+        "positive": ("linears", "positive_embeddings", "masks"),
+        "text": ("linears_text", "phrases_embeddings", "phrases_masks"),
+        "image": ("linears_image", "image_embeddings", "image_masks"),
+    }
+
+    def __init__(self, dim: int, out_dim: int, with_pictures: bool):
+        super().__init__()
+        self.dim, self.kinds = dim, ("text", "image") if with_pictures else ("positive",)
+        place = self.FREQUENCIES * 2 * 4  # sine and cosine of left, top, right, bottom
+        for kind in self.kinds:
+            layers = nn.Linear(dim + place, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(), nn.Linear(512, out_dim)
+            setattr(self, self.NAMES[kind][0], nn.Sequential(*layers))
+            setattr(self, f"null_{kind}_feature", nn.Parameter(torch.zeros(dim)))
+        self.null_position_feature = nn.Parameter(torch.zeros(place))
+
+    def forward(self, objects: Mapping[str, Tensor]) -> Tensor:
+        """By name: `boxes` (B, K, 4) of left, top, right, bottom in [0, 1], and `masks` (B, K) of 1 and 0; `positive_embeddings` (B, K, dim), or
+        `phrases_embeddings`, `phrases_masks`, `image_embeddings` and `image_masks`. Gives (B, K, out_dim), or phrases and then pictures,
+        (B, 2K, out_dim). Raises InputError for other names and shapes.
+        """
+        rows = tuple(objects["masks"].shape) if "masks" in objects else ()
+        named = {"boxes": (*rows, 4), "masks": rows}
+        for _, embeddings, masks in (self.NAMES[kind] for kind in self.kinds):
+            named |= {embeddings: (*rows, self.dim), masks: rows}
+        got = {name: tuple(x.shape) for name, x in objects.items()}
+        if len(rows) != 2 or got != named:
+            raise InputError("Objects that do not fit this network.", where="gligen", got=got, expected=named)
+        rates = (100 ** (torch.arange(self.FREQUENCIES) / self.FREQUENCIES)).to(objects["boxes"])
+        phase = objects["boxes"][..., None] * rates  # (B, K, 4, frequencies)
+        places = torch.stack([phase.sin(), phase.cos()], -1).permute(0, 1, 3, 4, 2).flatten(2)
+
+        def kept(x: Tensor, mask: Tensor, null: Tensor) -> Tensor:
+            return x * mask[..., None] + (1 - mask[..., None]) * null
+
+        places, made = kept(places, objects["masks"], self.null_position_feature), []
+        for kind in self.kinds:
+            layers, embeddings, masks = self.NAMES[kind]
+            tokens = kept(objects[embeddings], objects[masks], getattr(self, f"null_{kind}_feature"))
+            made.append(getattr(self, layers)(torch.cat([tokens, places], -1)))
+        return torch.cat(made, 1)
 
 
 class TimestepEmbedding(nn.Module):

@@ -47,7 +47,7 @@ class KResnetBlock(nn.Module):
 class MapAttention(Attention):
     """Attention of a feature map (B, C, H, W) to itself, or to a context that is normalised first."""
 
-    biased = True
+    biased, joinable = True, False
 
     def __init__(self, level: Level, dim: int, context_dim: int | None = None):
         super().__init__(dim, context_dim, dim // level.head_dim, level.head_dim)

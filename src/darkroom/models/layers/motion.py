@@ -67,6 +67,8 @@ class MotionTransformer(nn.Module):
         self.proj_in = nn.Linear(channels, inner)
         self.transformer_blocks = nn.ModuleList(MotionBlock(inner, level, length, double) for _ in range(depth))
         self.proj_out = nn.Linear(inner, channels)
+        for p in self.proj_out.parameters():
+            nn.init.zeros_(p)  # untrained it changes nothing
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         residual, size, across = x, x.shape[-2:], replace(cond, at_once=cond.pixels_at_once)

@@ -58,6 +58,7 @@ class Level:
     upcast_attention: bool = False
     cross_attention_norm: str | None = None
     dual_cross_attention: bool = False
+    attention_type: str = "default"
 
 
 class Resample2D(nn.Module):

@@ -16,6 +16,7 @@ from ...core.windows import in_parts
 from ...errors import ConfigError
 from ..base import choose
 from .attention import AddedKVAttention, Conditions, DualTransformer2D, SelfAttention, Transformer2D
+from .freeu import FreeU
 from .k_blocks import KAttention, KDownBlock, KUpBlock
 from .resnet import Level, Resample2D, ResnetBlock2D, Way
 from .skip_blocks import SkipDownBlock, SkipUpBlock
@@ -46,6 +47,7 @@ class Block(nn.Module):
     """
 
     picture = False  # whether a small copy of the picture goes through, too
+    freeu: FreeU | None = None  # what is done to the input and to skip connections before they are joined
     after: tuple[str, ...] = ("attentions",)  # the lists of layers of which one each follows a residual block, in order
     Resnet: type[nn.Module] = ResnetBlock2D
 
@@ -72,6 +74,8 @@ class Block(nn.Module):
     def _layers(self, x: Tensor, cond: Conditions, skips: Sequence[Tensor] = (), made: list[Tensor] | None = None) -> Tensor:
         """At one resolution, (B, C, H, W). `made` receives what comes out behind each residual block and what follows it."""
         for resnet, skip, *layers in zip_longest(self.resnets, reversed(skips), *(getattr(self, name) for name in self.after)):
+            if skip is not None and self.freeu is not None:
+                x, skip = self.freeu(x, skip)
             x = in_parts(resnet, cond.at_once, x if skip is None else torch.cat([x, skip], 1), cond.temb)
             for layer in layers:
                 x = x if layer is None else layer(x, cond)
