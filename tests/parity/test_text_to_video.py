@@ -10,10 +10,11 @@ import pytest
 import torch
 from diffusers.pipelines.deprecated.pia import pipeline_pia
 from diffusers.pipelines.deprecated.text_to_video_synthesis import pipeline_text_to_video_zero as reference_zero
-from families import films, motion, tiny
+from families import films, ip_adapters, motion, tiny
 from families.side_by_side import TOLERANCE, both, compare, generators, picture, tensor
 import darkroom
 from darkroom import CFG, NAG, PAG, SAG, SLG, ConfigError, InputError
+from darkroom.core.attention import Rows, nothing, resolve, sdpa
 from darkroom.core.tasks.films import KEPT
 from darkroom.core.tasks.zero_shot import ZeroShotVideo, moved
 from darkroom.families import text_to_video as family
@@ -377,7 +378,8 @@ def test_without_guidance_zero_shot(pair):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("term", [PAG, SAG, SLG, NAG])
 def test_guidance(pair, name, term):
-    """The whole catalogue is for them: a term without weight changes nothing, one with weight does."""
+    """The whole catalogue is for them: a term without weight changes nothing, one with weight does, and to each of several videos what it does to
+    it alone."""
     pipe, options = pair(name)[1], {SLG: {"layers": "mid_block", "start": 0.0, "stop": 1.0}}.get(term, {})
     plain, off, on = (
         np.asarray(pipe(**arguments(name, guidance=guidance), generator=generators(0))[0])
@@ -385,14 +387,42 @@ def test_guidance(pair, name, term):
     )
     np.testing.assert_array_equal(off, plain)
     assert np.isfinite(on).all() and np.abs(on - plain).max() > 1e-4
+    texts = {"prompt": ["a cat", "the red dog"], "negative_prompt": ["red", "the cat"]}
+    call = arguments(name, guidance=CFG(4.0, terms=[term(3.0, **options)]))
+    together = np.split(pipe(**call | texts, generator=generators([3, 4]))[0], 2)
+    for i, seed in enumerate([3, 4]):
+        alone = pipe(**call | {n: words[i] for n, words in texts.items()}, generator=generators([seed]))[0]
+        np.testing.assert_allclose(together[i], alone, atol=1e-5)
 
 
-def test_skipped_layers_add_nothing_across_frames(pair):
-    """A layer that guidance skips is none, also where frames attend to the first."""
-    pipe = pair(ZERO)[1]
-    skip = family.across_frames(darkroom.core.attention.nothing, 3, frozenset({"here"}))
-    assert darkroom.core.attention.resolve(skip, "here") is darkroom.core.attention.nothing
-    assert pipe.self_attention_sites()
+@pytest.mark.parametrize("name", NAMES)
+def test_picture_prompts(pair, name):
+    """IP-Adapters, which the reference has for PIA alone of these: a picture for each of several videos."""
+    pipe = type(pair(name)[1]).from_pipe(pair(name)[1])
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_ip_adapter(ip_adapters.adapter(pipe.unet), image_encoder_folder=None)
+    embeds, call = tensor(2, 1, ip_adapters.POOLED), arguments(name)
+    rows = [torch.cat([torch.zeros_like(embeds), embeds])]
+    together = np.split(
+        pipe(**{**call, "prompt": ["a cat", "the red dog"]}, ip_adapter_image_embeds=rows, generator=generators([3, 4]))[0], 2
+    )
+    for i, seed in enumerate([3, 4]):
+        own = [torch.cat([torch.zeros_like(embeds[:1]), embeds[i : i + 1]])]
+        with_picture = pipe(**{**call, "prompt": ["a cat", "the red dog"][i]}, ip_adapter_image_embeds=own, generator=generators([seed]))[0]
+        np.testing.assert_allclose(together[i], with_picture, atol=1e-5)
+    pipe.unload_ip_adapter()
+    assert np.abs(pipe(**{**call, "prompt": "the red dog"}, generator=generators([4]))[0] - with_picture).max() > 0.01
+
+
+def test_attention_across_frames():
+    """Keys and values are those of each video's first frame, at the named sites; a layer that guidance skips is skipped there, too."""
+    q, k, v = tensor(3, 6, 2, 5, 4).unbind()  # two videos of three frames
+    for attend, video in ((sdpa, slice(0, 3)), (Rows([sdpa, sdpa]), slice(3, 6))):
+        out = family.across_frames(attend, 3, frozenset({"here"}))(q, k, v, site="here")
+        first = (x[video][:1].expand(3, -1, -1, -1) for x in (k, v))
+        torch.testing.assert_close(out[video], sdpa(q[video], *first), atol=1e-6, rtol=0)
+    assert torch.equal(family.across_frames(sdpa, 3, frozenset({"here"}))(q, k, v, site="there"), sdpa(q, k, v))
+    assert resolve(family.across_frames(nothing, 3, frozenset({"here"})), "here") is nothing
 
 
 @pytest.mark.parametrize("call", [

@@ -119,6 +119,8 @@ class ZeroShot(Family):
     """A mixin: videos by a network for pictures, whose frames attend to the first (Khachatryan et al. 2023). Latents are (B, C, F, H, W);
     to the caller, and to the denoiser, they are those of so many pictures, (B F, C, H, W)."""
 
+    frames_inside = True
+
     if TYPE_CHECKING:
         unet: Any
 

@@ -71,19 +71,23 @@ class NAG(Addend):
 
     def wrap(self, step: Step) -> Conditioning:
         branch = step.cond.positive
-        guided = partial(self._guided, self.weight(step), branch.attend)
+        frames = (
+            step.x.shape[2] if step.x.ndim == 5 and len(self.context) == len(step.x) else 1
+        )  # of videos with one prompt for all of them
+        guided = partial(self._guided, self.weight(step), frames, branch.attend)
         return Conditioning(branch.with_attention(Patch(branch.attend, frozenset(self.found), guided)), step.cond.negative)
 
     def push(self, step: Step, base: Tensor, cond: Tensor, extra: Any) -> Tensor:
         return cond.new_zeros(())
 
     def _guided(
-        self, scale: float, attend: Attend, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = ""
+        self, scale: float, frames: int, attend: Attend, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, site: str = ""
     ) -> Tensor:
         if site not in self.read:
             layer = self.found[site]
             tokens = layer.keys_and_values(context := self.context.to(q.device), context)
             self.read[site] = tuple(x.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for x in tokens)  # type: ignore[assignment]
-        times = q.shape[0] // self.context.shape[0]  # branches that share this attention are computed together
-        other_k, other_v = (x.to(q).repeat(times, 1, 1, 1) for x in self.read[site])
+        every = [x.to(q).repeat_interleave(frames, 0) for x in self.read[site]]
+        times = q.shape[0] // every[0].shape[0]  # branches that share this attention are computed together
+        other_k, other_v = (x.repeat(times, 1, 1, 1) for x in every)
         return normalized(attend(q, k, v, mask=mask, site=site), attend(q, other_k, other_v, site=site), scale, self.tau, self.alpha)
