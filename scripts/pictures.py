@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 import torch
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 import darkroom  # noqa: E402
-from darkroom.assets import EMOJI, SUITED  # noqa: E402
+from darkroom.assets import EMOJI, EMOJI_CONTROLNET, SUITED  # noqa: E402
 from darkroom.cli import app  # noqa: E402
 from darkroom.plots import chart, plot_schedulers  # noqa: E402
 
@@ -101,6 +101,7 @@ APPLE: Sequence[Shape] = (
     ("line", (32, 20, 38, 6), (80, 50, 20)),
     ("ellipse", (36, 3, 54, 12), (60, 150, 50)),
 )
+DABS: Sequence[Shape] = (("ellipse", (6, 18, 42, 60), (150, 60, 200)), ("ellipse", (28, 6, 58, 34), (250, 190, 30)))
 HOUSE: Sequence[Shape] = (
     ("rectangle", (15, 27, 50, 57), (240, 220, 170)),
     ("polygon", (10, 29, 32, 8, 55, 29), (190, 60, 40)),
@@ -149,6 +150,33 @@ def four() -> Image.Image:
     return darkroom.make_image_grid([known(name) for name in ("owl", "castle", "red apple", "automobile")], rows=2, cols=2)
 
 
+def rough(picture: Image.Image) -> Image.Image:
+    return picture.filter(ImageFilter.GaussianBlur(3))
+
+
+def moved(name: str, size: float, angle: float, x: float, y: float, turn: int = 0) -> Image.Image:
+    """The rough colours of an emoji that is made smaller, turned (degrees, counterclockwise), and put there, in [0, 1] of the room that is left.
+    Its hues are turned by `turn` of 256.
+    """
+    ink = ImageChops.invert(known(name)).resize((4 * SIDE, 4 * SIDE), Image.Resampling.BICUBIC)
+    ink = ink.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    ink = ink.crop(ink.convert("L").point(lambda dark: 255 * (dark > 25)).getbbox())
+    ink = ink.resize((round(ink.width * size / 4), round(ink.height * size / 4)), Image.Resampling.LANCZOS)
+    page = Image.new("RGB", (SIDE, SIDE))
+    page.paste(ink, (round(x * (SIDE - ink.width)), round(y * (SIDE - ink.height))))
+    hue, *rest = ImageChops.invert(page).convert("HSV").split()
+    return rough(Image.merge("HSV", (hue.point(lambda h: (h + turn) % 256), *rest)).convert("RGB"))
+
+
+def dabs(*shapes: Shape) -> Image.Image:
+    return rough(drawn(*shapes))
+
+
+def steered(hint: Callable[[], Image.Image], prompt: str = "", **settings: Any) -> Settings:
+    """Text to image from rough colours."""
+    return {"pipeline_class": "StableDiffusionControlNetPipeline", "prompt": prompt, "inputs": {"image": hint}, **settings}
+
+
 def pag(scale: float, layers: str) -> Settings:
     return {"guidance": darkroom.CFG(1.0, terms=[darkroom.PAG(scale, layers=layers)])}
 
@@ -182,6 +210,12 @@ TERMS: dict[str, Settings] = {
     "SLG 1, always": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SLG(1.0, start=0.0, stop=1.0)])},
     "AutoGuidance 1": {"guidance": darkroom.CFG(1.0, terms=[darkroom.AutoGuidance(1.0, dropout=0.1)])},
     "NAG 5": {"guidance": darkroom.CFG(1.0, terms=[darkroom.NAG(5.0)])},
+}
+PLACED: dict[str, Settings] = {
+    "owl": steered(partial(moved, "owl", 0.7, 0, 0.0, 1.0), "owl"),
+    "automobile": steered(partial(moved, "automobile", 0.9, 25, 0.5, 0.5, 150), "automobile"),
+    "red heart": steered(partial(moved, "red heart", 0.65, -25, 1.0, 0.0, 80), "red heart"),
+    "rocket": steered(partial(moved, "rocket", 0.8, -30, 1.0, 1.0), "rocket"),
 }
 SHEETS: dict[str, Sheet] = {
     "emoji": Sheet({name: {"prompt": name, "seed": 2000 + place} for place, name in enumerate(SHOWN)}, wrap=13),
@@ -299,6 +333,44 @@ SHEETS: dict[str, Sheet] = {
         {"off": {}, **{f"{scale:g}": sag(scale) for scale in (0.5, 1.0, 2.0, 4.0)}},
         {**{f"unasked, seed {seed}": {**FREE, "seed": seed} for seed in (2, 6, 7)}, "castle": {"prompt": "castle", "guidance_scale": 1.0}},
     ),
+    "control_scale": Sheet(
+        {"colours": {"show": "image"}, **{f"{scale:g}": {"controlnet_conditioning_scale": scale} for scale in (0.0, 0.25, 0.5, 1.0, 1.5)}},
+        PLACED,
+    ),
+    "control_prompts": Sheet(
+        {
+            "colours": {"show": "image"},
+            **{name: {"prompt": name} for name in ("red apple", "owl", "dog face", "tennis", "green heart", "unasked")},
+        },
+        {
+            "an apple": steered(partial(dabs, *APPLE)),
+            "blue": steered(partial(dabs, ("ellipse", (8, 16, 56, 60), (40, 90, 230)))),
+            "two colours": steered(partial(dabs, *DABS)),
+            "a smile": steered(partial(dabs, *SMILE)),
+            "a house": steered(partial(dabs, *HOUSE)),
+        },
+    ),
+    "control_window": Sheet(
+        {
+            "colours": {"show": "image"},
+            "none": {"controlnet_conditioning_scale": 0.0},
+            **{f"0 to {end:g}": {"control_guidance_end": end} for end in (0.1, 0.2, 0.4)},
+            "all": {},
+            **{f"{start:g} to 1": {"control_guidance_start": start} for start in (0.1, 0.2, 0.4)},
+        },
+        PLACED,
+    ),
+    "control_guess": Sheet(
+        {
+            "colours": {"show": "image"},
+            "with a prompt": {},
+            "without": {"prompt": ""},
+            "guessed, 1": {"prompt": "", "guess_mode": True, "guidance_scale": 1.0},
+            "guessed, 2.5": {"prompt": "", "guess_mode": True},
+            "guessed, 5": {"prompt": "", "guess_mode": True, "guidance_scale": 5.0},
+        },
+        PLACED,
+    ),
     "guidance": Sheet(GUIDANCES, {name: {"prompt": name} for name in ("owl", "castle", "rocket")}),
     "terms": Sheet(TERMS, {"owl": {"prompt": "owl"}, "castle": {"prompt": "castle"}, "unasked": FREE}),
 }
@@ -308,7 +380,8 @@ SHEETS: dict[str, Sheet] = {
 def pipeline(name: str) -> Any:
     """A pipeline of this class over the bundled checkpoint; all share its weights."""
     if name != "StableDiffusionPipeline":
-        return getattr(darkroom, name).from_pipe(pipeline("StableDiffusionPipeline"))
+        parts = {"controlnet": darkroom.ControlNetModel.from_pretrained(EMOJI_CONTROLNET)} if "ControlNet" in name else {}
+        return getattr(darkroom, name).from_pipe(pipeline("StableDiffusionPipeline"), **parts)
     pipe = darkroom.StableDiffusionPipeline.from_pretrained(EMOJI)
     pipe.set_progress_bar_config(disable=True)
     return pipe
