@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 import torch
 import typer
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +101,6 @@ APPLE: Sequence[Shape] = (
     ("line", (32, 20, 38, 6), (80, 50, 20)),
     ("ellipse", (36, 3, 54, 12), (60, 150, 50)),
 )
-DABS: Sequence[Shape] = (("ellipse", (6, 18, 42, 60), (150, 60, 200)), ("ellipse", (28, 6, 58, 34), (250, 190, 30)))
 HOUSE: Sequence[Shape] = (
     ("rectangle", (15, 27, 50, 57), (240, 220, 170)),
     ("polygon", (10, 29, 32, 8, 55, 29), (190, 60, 40)),
@@ -150,31 +149,24 @@ def four() -> Image.Image:
     return darkroom.make_image_grid([known(name) for name in ("owl", "castle", "red apple", "automobile")], rows=2, cols=2)
 
 
-def rough(picture: Image.Image) -> Image.Image:
-    return picture.filter(ImageFilter.GaussianBlur(3))
-
-
-def moved(name: str, size: float, angle: float, x: float, y: float, turn: int = 0) -> Image.Image:
-    """The rough colours of an emoji that is made smaller, turned (degrees, counterclockwise), and put there, in [0, 1] of the room that is left.
-    Its hues are turned by `turn` of 256.
-    """
-    ink = ImageChops.invert(known(name)).resize((4 * SIDE, 4 * SIDE), Image.Resampling.BICUBIC)
-    ink = ink.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-    ink = ink.crop(ink.convert("L").point(lambda dark: 255 * (dark > 25)).getbbox())
-    ink = ink.resize((round(ink.width * size / 4), round(ink.height * size / 4)), Image.Resampling.LANCZOS)
-    page = Image.new("RGB", (SIDE, SIDE))
-    page.paste(ink, (round(x * (SIDE - ink.width)), round(y * (SIDE - ink.height))))
-    hue, *rest = ImageChops.invert(page).convert("HSV").split()
-    return rough(Image.merge("HSV", (hue.point(lambda h: (h + turn) % 256), *rest)).convert("RGB"))
-
-
-def dabs(*shapes: Shape) -> Image.Image:
-    return rough(drawn(*shapes))
+def moved(name: str, size: float, angle: float, x: float, y: float) -> Image.Image:
+    """Where an emoji is, in white on black: made smaller, turned (degrees, counterclockwise), and put there, in [0, 1] of the room that is left."""
+    shape = known(name).convert("L").point(lambda grey: 255 * (grey < 230)).resize((4 * SIDE, 4 * SIDE), Image.Resampling.BICUBIC)
+    shape = shape.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    shape = shape.crop(shape.getbbox())
+    shape = shape.resize((round(shape.width * size / 4), round(shape.height * size / 4)), Image.Resampling.LANCZOS)
+    page = Image.new("L", (SIDE, SIDE))
+    page.paste(shape, (round(x * (SIDE - shape.width)), round(y * (SIDE - shape.height))))
+    return page.point(lambda grey: 255 * (grey > 127))
 
 
 def steered(hint: Callable[[], Image.Image], prompt: str = "", **settings: Any) -> Settings:
-    """Text to image from rough colours."""
+    """Text to image inside a silhouette."""
     return {"pipeline_class": "StableDiffusionControlNetPipeline", "prompt": prompt, "inputs": {"image": hint}, **settings}
+
+
+def shape(kind: str, *places: float) -> Settings:
+    return steered(partial(drawn, (kind, places, "white"), mode="L"))
 
 
 def pag(scale: float, layers: str) -> Settings:
@@ -212,10 +204,10 @@ TERMS: dict[str, Settings] = {
     "NAG 5": {"guidance": darkroom.CFG(1.0, terms=[darkroom.NAG(5.0)])},
 }
 PLACED: dict[str, Settings] = {
-    "owl": steered(partial(moved, "owl", 0.7, 0, 0.0, 1.0), "owl"),
-    "automobile": steered(partial(moved, "automobile", 0.9, 25, 0.5, 0.5, 150), "automobile"),
-    "red heart": steered(partial(moved, "red heart", 0.65, -25, 1.0, 0.0, 80), "red heart"),
-    "rocket": steered(partial(moved, "rocket", 0.8, -30, 1.0, 1.0), "rocket"),
+    "red apple": steered(partial(moved, "red apple", 0.7, -20, 0.1, 0.9), "red apple"),
+    "automobile": steered(partial(moved, "automobile", 0.9, 25, 0.5, 0.5), "automobile"),
+    "banana": steered(partial(moved, "banana", 0.8, 30, 0.9, 0.1), "banana"),
+    "penguin": steered(partial(moved, "penguin", 0.75, 0, 1.0, 1.0), "penguin"),
 }
 SHEETS: dict[str, Sheet] = {
     "emoji": Sheet({name: {"prompt": name, "seed": 2000 + place} for place, name in enumerate(SHOWN)}, wrap=13),
@@ -334,25 +326,24 @@ SHEETS: dict[str, Sheet] = {
         {**{f"unasked, seed {seed}": {**FREE, "seed": seed} for seed in (2, 6, 7)}, "castle": {"prompt": "castle", "guidance_scale": 1.0}},
     ),
     "control_scale": Sheet(
-        {"colours": {"show": "image"}, **{f"{scale:g}": {"controlnet_conditioning_scale": scale} for scale in (0.0, 0.25, 0.5, 1.0, 1.5)}},
+        {"shape": {"show": "image"}, **{f"{scale:g}": {"controlnet_conditioning_scale": scale} for scale in (0.0, 0.25, 0.5, 1.0, 1.5)}},
         PLACED,
     ),
     "control_prompts": Sheet(
         {
-            "colours": {"show": "image"},
-            **{name: {"prompt": name} for name in ("red apple", "owl", "dog face", "tennis", "green heart", "unasked")},
+            "shape": {"show": "image"},
+            **{name: {"prompt": name} for name in ("red apple", "green heart", "lemon", "owl", "pizza", "castle", "octopus")},
         },
         {
-            "an apple": steered(partial(dabs, *APPLE)),
-            "blue": steered(partial(dabs, ("ellipse", (8, 16, 56, 60), (40, 90, 230)))),
-            "two colours": steered(partial(dabs, *DABS)),
-            "a smile": steered(partial(dabs, *SMILE)),
-            "a house": steered(partial(dabs, *HOUSE)),
+            "a disc": shape("ellipse", 4, 20, 42, 58),
+            "an ellipse": shape("ellipse", 2, 18, 62, 46),
+            "a bar": shape("rectangle", 22, 4, 42, 60),
+            "a triangle": shape("polygon", 32, 4, 60, 58, 4, 58),
         },
     ),
     "control_window": Sheet(
         {
-            "colours": {"show": "image"},
+            "shape": {"show": "image"},
             "none": {"controlnet_conditioning_scale": 0.0},
             **{f"0 to {end:g}": {"control_guidance_end": end} for end in (0.1, 0.2, 0.4)},
             "all": {},
@@ -362,7 +353,7 @@ SHEETS: dict[str, Sheet] = {
     ),
     "control_guess": Sheet(
         {
-            "colours": {"show": "image"},
+            "shape": {"show": "image"},
             "with a prompt": {},
             "without": {"prompt": ""},
             "guessed, 1": {"prompt": "", "guess_mode": True, "guidance_scale": 1.0},

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from data import FRAMES, blueprint, caption_pool, compose, cut_out, glyphs, hue_turned, placement, render, rocking, rough
+from data import FRAMES, blueprint, caption_pool, compose, cut_out, glyphs, moderate, placement, render, rocking
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -73,6 +73,11 @@ def shuffled(count: int, batch: int, step: int) -> Tensor:
     return torch.stack([rounds[r][i] for r, i in zip((at // count).tolist(), (at % count).tolist(), strict=True)])
 
 
+def hints(silhouettes: Tensor) -> Tensor:
+    """Silhouettes (N, 64, 64) of uint8 as the ControlNet sees them: (N, 3, 64, 64) of 0 and 1."""
+    return silhouettes[:, None].expand(-1, 3, -1, -1).float() / 255
+
+
 def made_once(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     file = WORK / name
     if not file.exists():
@@ -82,20 +87,23 @@ def made_once(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Ten
 
 
 def train_control(steps: int, batch: int, placements: int) -> None:
-    """A ControlNet that is shown rough colours: a blurred glyph, which stands anywhere on the page at any size and angle. Half of them have
-    other colours than their own.
+    """A ControlNet that is shown the silhouette of a glyph, which stands anywhere on the page at any size and angle; from a third on of the steps,
+    only at moderate ones.
     """
     frozen = Frozen()
 
     def data() -> dict[str, Tensor]:
-        rng, pictures, hints = np.random.default_rng(6), [], []
+        rng, pictures, silhouettes, kept = np.random.default_rng(6), [], [], []
         for glyph in tqdm(glyphs(), desc="glyphs", mininterval=10):
             cut = cut_out(glyph.text)
-            for number in range(placements):
-                picture = compose(cut, **placement(rng))[0]
-                pictures.append(hue_turned(picture, rng.integers(256)) if number % 2 else picture)
-                hints.append(rough(pictures[-1], rng.uniform(2, 4)))
-        return {"latents": frozen.latents(np.stack(pictures)), "hints": torch.from_numpy(np.stack(hints)).permute(0, 3, 1, 2).contiguous()}
+            for _ in range(placements):
+                place = placement(rng)
+                picture, silhouette = compose(cut, **place)
+                pictures.append(picture)
+                silhouettes.append(silhouette)
+                kept.append(moderate(place))
+        latents = frozen.latents(np.stack(pictures))
+        return {"latents": latents, "silhouettes": torch.from_numpy(np.stack(silhouettes)), "moderate": torch.tensor(kept)}
 
     shown, states = made_once("placed.pt", data), frozen.states()
     torch.manual_seed(0)
@@ -103,8 +111,9 @@ def train_control(steps: int, batch: int, placements: int) -> None:
     net.requires_grad_(True).to(memory_format=torch.channels_last)
 
     def loss_at(step: int) -> Tensor:
-        rng, rows = seeded(7, step), shuffled(len(shown["latents"]), batch, step)
-        context, picture = spoken(states, rows // placements, rng), shown["hints"][rows].float() / 255
+        rng, among = seeded(7, step), torch.arange(len(shown["latents"])) if 3 * step < steps else shown["moderate"].nonzero()[:, 0]
+        rows = among[shuffled(len(among), batch, step)]
+        context, picture = spoken(states, rows // placements, rng), hints(shown["silhouettes"][rows])
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             down, mid = net(x, t, context, picture, return_dict=False)
@@ -205,14 +214,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("control", "lora", "motion"))
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--placements", type=int, default=24, help="of each glyph, for the ControlNet")
+    parser.add_argument("--batch", type=int, default=16, help="twice as many for the ControlNet, a quarter for videos")
+    parser.add_argument("--placements", type=int, default=32, help="of each glyph, for the ControlNet")
     args = parser.parse_args()
     WORK.mkdir(exist_ok=True)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     if args.stage == "control":
-        train_control(args.steps or 1400, args.batch, args.placements)
+        train_control(args.steps or 880, 2 * args.batch, args.placements)
     elif args.stage == "lora":
         train_lora(args.steps or 1200, args.batch)
     else:

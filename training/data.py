@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 import emoji
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 __all__ = [
-    "FRAMES", "HELD_OUT", "SIZE", "Glyph", "blueprint", "caption_pool", "compose", "cut_out", "glyphs", "hue_turned", "names", "other_glyphs",
-    "placement", "render", "rocking", "rough", "save_tokenizer",
+    "FRAMES", "HELD_OUT", "SIZE", "Glyph", "blueprint", "caption_pool", "compose", "cut_out", "glyphs", "moderate", "names", "other_glyphs",
+    "placement", "render", "rocking", "save_tokenizer",
 ]  # fmt: skip
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -146,7 +146,7 @@ def render(text: str) -> np.ndarray:
 def rocking(cut: Image.Image, start: int = 0) -> np.ndarray:
     """A glyph that rocks from side to side and hops at each end, from this frame on: (8, 64, 64, 3) of uint8. The ninth would be the first."""
     phases = [2 * np.pi * (start + frame) / FRAMES for frame in range(FRAMES)]
-    return np.stack([laid(cut, 15 * np.sin(phase), 0.06 * (np.sin(phase) ** 2 - 0.5)) for phase in phases])
+    return np.stack([laid(cut, 10 * np.sin(phase), 0.05 * (np.sin(phase) ** 2 - 0.5)) for phase in phases])
 
 
 def compose(cut: Image.Image, *, width: float, height: float, angle: float, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
@@ -164,21 +164,15 @@ def compose(cut: Image.Image, *, width: float, height: float, angle: float, x: f
 
 
 def placement(rng: np.random.Generator) -> dict[str, float]:
-    """Where a glyph stands, at random: 0.6 to all of its size, one side up to 0.15 shorter, turned by up to 30 degrees, anywhere."""
-    size, squeeze = rng.uniform(0.6, 1.0), rng.uniform(-0.15, 0.15)
+    """Where a glyph stands, at random: half to all of its size, one side up to a quarter shorter, turned by up to 45 degrees, anywhere."""
+    size, squeeze = rng.uniform(0.5, 1.0), rng.uniform(-0.25, 0.25)
     stretch = {"width": size * (1 - max(0.0, squeeze)), "height": size * (1 + min(0.0, squeeze))}
-    return {**stretch, "angle": rng.uniform(-30, 30), "x": rng.uniform(), "y": rng.uniform()}
+    return {**stretch, "angle": rng.uniform(-45, 45), "x": rng.uniform(), "y": rng.uniform()}
 
 
-def hue_turned(picture: np.ndarray, turn: int) -> np.ndarray:
-    """A picture (H, W, 3) with other colours: hues turned by 0 to 255 of the circle's 256 parts."""
-    hue, saturation, value = Image.fromarray(picture).convert("HSV").split()
-    return np.asarray(Image.merge("HSV", (hue.point(lambda h: (h + turn) % 256), saturation, value)).convert("RGB"))
-
-
-def rough(picture: np.ndarray, radius: float = 3.0) -> np.ndarray:
-    """A picture (64, 64, 3) without its details: blurred over so many pixels."""
-    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
+def moderate(place: dict[str, float]) -> bool:
+    """Whether a glyph that stands so is not too small and not turned too far to be drawn well in this few pixels."""
+    return min(place["width"], place["height"]) >= 0.55 and abs(place["angle"]) <= 30
 
 
 def blueprint(picture: np.ndarray) -> np.ndarray:
