@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 import darkroom  # noqa: E402
-from darkroom.assets import EMOJI, EMOJI_CONTROLNET, SUITED  # noqa: E402
+from darkroom.assets import EMOJI, EMOJI_CONTROLNET, EMOJI_LORA, SUITED  # noqa: E402
 from darkroom.cli import app  # noqa: E402
 from darkroom.plots import chart, plot_schedulers  # noqa: E402
 
@@ -362,14 +362,25 @@ SHEETS: dict[str, Sheet] = {
         },
         PLACED,
     ),
+    "lora": Sheet(
+        {
+            "without": {},
+            **{f"{scale:g}": {"lora": True, "cross_attention_kwargs": {"scale": scale}} for scale in (0.25, 0.5, 0.75, 1.0, 1.5)},
+        },
+        {name: {"prompt": name} for name in ("owl", "castle", "automobile", "red heart", "pizza")},
+    ),
     "guidance": Sheet(GUIDANCES, {name: {"prompt": name} for name in ("owl", "castle", "rocket")}),
     "terms": Sheet(TERMS, {"owl": {"prompt": "owl"}, "castle": {"prompt": "castle"}, "unasked": FREE}),
 }
 
 
 @cache
-def pipeline(name: str) -> Any:
+def pipeline(name: str, lora: bool = False) -> Any:
     """A pipeline of this class over the bundled checkpoint; all share its weights."""
+    if lora:
+        pipe = getattr(darkroom, name).from_pipe(pipeline(name))
+        pipe.load_lora_weights(EMOJI_LORA)
+        return pipe
     if name != "StableDiffusionPipeline":
         parts = {"controlnet": darkroom.ControlNetModel.from_pretrained(EMOJI_CONTROLNET)} if "ControlNet" in name else {}
         return getattr(darkroom, name).from_pipe(pipeline("StableDiffusionPipeline"), **parts)
@@ -387,6 +398,7 @@ def trained() -> Any:
 def paint(
     *,
     pipeline_class: str = "StableDiffusionPipeline",
+    lora: bool = False,
     scheduler: str = "DDIMScheduler",
     options: Settings | None = None,
     seed: int = 0,
@@ -399,7 +411,7 @@ def paint(
     made = {name: make() if share is None else make(share) for name, make in (inputs or {}).items()}
     if show:
         return made[show]
-    pipe = pipeline(pipeline_class)
+    pipe = pipeline(pipeline_class, lora)
     pipe.scheduler = getattr(darkroom, scheduler).from_config(trained(), **(options or {}))
     return pipe(**SUITED | call | made, generator=torch.Generator().manual_seed(seed)).images[0]
 

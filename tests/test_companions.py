@@ -5,8 +5,8 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from darkroom import ControlNetModel, StableDiffusionControlNetPipeline
-from darkroom.assets import EMOJI, EMOJI_CONTROLNET
+from darkroom import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from darkroom.assets import EMOJI, EMOJI_CONTROLNET, EMOJI_LORA
 
 SEED = torch.Generator().manual_seed
 
@@ -36,3 +36,29 @@ def test_the_reference_reads_the_controlnet():
     for a, b in zip([*want[0], want[1]], [*made[0], made[1]], strict=True):
         assert a.abs().max() > 1e-3
         torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4)
+
+
+def test_the_lora_draws_blueprints_and_leaves_the_rest_alone():
+    pipe = StableDiffusionPipeline.from_pretrained(EMOJI)
+    styled = StableDiffusionPipeline.from_pipe(pipe)
+    assert str(styled.load_lora_weights(EMOJI_LORA)).startswith("applied 112 of 112 tensors to unet")
+
+    def corner(pipe: StableDiffusionPipeline) -> np.ndarray:
+        made = pipe("owl", num_inference_steps=8, guidance_scale=2.5, generator=SEED(0)).images[0]
+        return np.asarray(made, float)[:4, :4].mean((0, 1))
+
+    red, green, blue = corner(styled)
+    assert red < 90 and blue > red + 50, (red, green, blue)  # the paper
+    assert corner(pipe).min() > 230
+
+
+def test_the_reference_reads_the_lora():
+    theirs, ours = diffusers.StableDiffusionPipeline.from_pretrained(EMOJI, dtype=torch.float32), StableDiffusionPipeline.from_pretrained(EMOJI)
+    inputs = (torch.randn(2, 4, 16, 16, generator=SEED(0)), torch.tensor([500, 20]), torch.randn(2, 77, 128, generator=SEED(1)))
+    with torch.no_grad():
+        plain = ours.unet(*inputs).sample
+        theirs.load_lora_weights(EMOJI_LORA)
+        ours.load_lora_weights(EMOJI_LORA)
+        want, made = theirs.unet(*inputs).sample, ours.unet(*inputs).sample
+    assert (want - plain).abs().max() > 0.1
+    torch.testing.assert_close(made, want, atol=1e-3, rtol=1e-3)

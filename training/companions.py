@@ -221,9 +221,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     if args.stage == "control":
-        train_control(args.steps or 880, 2 * args.batch, args.placements)
+        train_control(args.steps or 780, 2 * args.batch, args.placements)
     elif args.stage == "lora":
-        train_lora(args.steps or 1200, args.batch)
+        train_lora(args.steps or 500, args.batch)
     else:
         train_motion(args.steps or 800, args.batch // 4)
 
