@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 import torch
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -150,8 +150,14 @@ def four() -> Image.Image:
 
 
 def moved(name: str, size: float, angle: float, x: float, y: float) -> Image.Image:
-    """Where an emoji is, in white on black: made smaller, turned (degrees, counterclockwise), and put there, in [0, 1] of the room that is left."""
-    shape = known(name).convert("L").point(lambda grey: 255 * (grey < 230)).resize((4 * SIDE, 4 * SIDE), Image.Resampling.BICUBIC)
+    """The silhouette of an emoji, white on black: made smaller, turned (degrees, counterclockwise), and put there, in [0, 1] of the room left."""
+    paper = ImageOps.expand(known(name).convert("L").point(lambda grey: 255 * (grey > 230)), 1, 255)
+    ImageDraw.floodfill(paper, (0, 0), 128)  # what is not outside is the thing, white parts too
+    shape = (
+        paper.crop((1, 1, SIDE + 1, SIDE + 1))
+        .point(lambda grey: 255 * (grey != 128))
+        .resize((4 * SIDE, 4 * SIDE), Image.Resampling.BICUBIC)
+    )
     shape = shape.rotate(angle, Image.Resampling.BICUBIC, expand=True)
     shape = shape.crop(shape.getbbox())
     shape = shape.resize((round(shape.width * size / 4), round(shape.height * size / 4)), Image.Resampling.LANCZOS)
@@ -206,7 +212,7 @@ TERMS: dict[str, Settings] = {
 PLACED: dict[str, Settings] = {
     "red apple": steered(partial(moved, "red apple", 0.7, -20, 0.1, 0.9), "red apple"),
     "automobile": steered(partial(moved, "automobile", 0.9, 25, 0.5, 0.5), "automobile"),
-    "banana": steered(partial(moved, "banana", 0.8, 30, 0.9, 0.1), "banana"),
+    "green heart": steered(partial(moved, "green heart", 0.75, -30, 1.0, 0.0), "green heart"),
     "penguin": steered(partial(moved, "penguin", 0.75, 0, 1.0, 1.0), "penguin"),
 }
 SHEETS: dict[str, Sheet] = {
@@ -326,8 +332,7 @@ SHEETS: dict[str, Sheet] = {
         {**{f"unasked, seed {seed}": {**FREE, "seed": seed} for seed in (2, 6, 7)}, "castle": {"prompt": "castle", "guidance_scale": 1.0}},
     ),
     "control_scale": Sheet(
-        {"shape": {"show": "image"}, **{f"{scale:g}": {"controlnet_conditioning_scale": scale} for scale in (0.0, 0.25, 0.5, 1.0, 1.5)}},
-        PLACED,
+        {"shape": {"show": "image"}, **{f"{scale:g}": {"controlnet_conditioning_scale": scale} for scale in (0.0, 0.25, 0.5, 1.0)}}, PLACED
     ),
     "control_prompts": Sheet(
         {
@@ -345,22 +350,21 @@ SHEETS: dict[str, Sheet] = {
         {
             "shape": {"show": "image"},
             "none": {"controlnet_conditioning_scale": 0.0},
-            **{f"0 to {end:g}": {"control_guidance_end": end} for end in (0.1, 0.2, 0.4)},
+            **{f"0 to {end:g}": {"control_guidance_end": end} for end in (0.2, 0.4)},
             "all": {},
-            **{f"{start:g} to 1": {"control_guidance_start": start} for start in (0.1, 0.2, 0.4)},
+            **{f"{start:g} to 1": {"control_guidance_start": start} for start in (0.2, 0.4)},
         },
-        PLACED,
+        {name: PLACED[name] for name in ("red apple", "automobile")},
     ),
     "control_guess": Sheet(
         {
             "shape": {"show": "image"},
             "with a prompt": {},
             "without": {"prompt": ""},
-            "guessed, 1": {"prompt": "", "guess_mode": True, "guidance_scale": 1.0},
             "guessed, 2.5": {"prompt": "", "guess_mode": True},
             "guessed, 5": {"prompt": "", "guess_mode": True, "guidance_scale": 5.0},
         },
-        PLACED,
+        {name: PLACED[name] for name in ("red apple", "automobile")},
     ),
     "lora": Sheet(
         {

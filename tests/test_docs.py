@@ -19,6 +19,7 @@ PAGES = [
     "docs/image-to-image.md",
     "docs/inpainting.md",
     "docs/perturbed-attention.md",
+    "docs/control.md",
     "docs/errors.md",
     "docs/checkpoints.md",
     "docs/security.md",

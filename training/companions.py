@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from data import FRAMES, blueprint, caption_pool, compose, cut_out, glyphs, moderate, placement, render, rocking
+from data import FRAMES, caption_pool, compose, cut_out, delft, glyphs, moderate, placement, render, rocking
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -22,7 +22,7 @@ __all__ = ["ASSETS", "RANK", "Frozen", "LowRank", "adapt"]
 
 ASSETS = Path(EMOJI).parent
 WIDTHS = (16, 32, 64)  # of the ControlNet's picture: it halves twice, as the autoencoder does
-RANK = 8
+RANK = 4
 
 
 class Frozen:
@@ -128,14 +128,17 @@ def train_control(steps: int, batch: int, placements: int) -> None:
 
 
 class LowRank(nn.Module):
-    """A linear layer and, beside it, one of low rank that starts at zero: W x + B A x (Hu et al. 2021)."""
+    """A linear layer or a convolution and, beside it, one of low rank that starts at zero: W x + B A x (Hu et al. 2021)."""
 
-    def __init__(self, base: nn.Linear, rank: int):
+    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int):
         super().__init__()
         self.base = base
-        self.lora_A = nn.Linear(base.in_features, rank, bias=False)
-        self.lora_B = nn.Linear(rank, base.out_features, bias=False)
-        nn.init.normal_(self.lora_A.weight, std=1 / rank)
+        if isinstance(base, nn.Linear):
+            self.lora_A, self.lora_B = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+        else:
+            self.lora_A = nn.Conv2d(base.in_channels, rank, base.kernel_size, base.stride, base.padding, bias=False)
+            self.lora_B = nn.Conv2d(rank, base.out_channels, 1, bias=False)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=5**0.5)
         nn.init.zeros_(self.lora_B.weight)
         self.scale = 1.0
 
@@ -144,23 +147,22 @@ class LowRank(nn.Module):
 
 
 def adapt(unet: nn.Module, rank: int) -> dict[str, LowRank]:
-    """Put such layers in the places of all attention projections; returns them by their names."""
-    ends = ("to_q", "to_k", "to_v", "to_out.0")
-    found = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear) and name.endswith(ends)}
-    made = {name: LowRank(layer, rank) for name, layer in found.items()}
+    """Put such layers in the places of all attention projections and of the convolutions around them; returns them by their names."""
+    ends = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
+    made = {name: LowRank(layer, rank) for name, layer in unet.named_modules() if name.endswith(ends)}
     for name, layer in made.items():
         unet.set_submodule(name, layer)
     return made
 
 
 def train_lora(steps: int, batch: int) -> None:
-    """Layers of low rank beside the attention projections, after which every glyph is a blueprint."""
+    """Layers of low rank beside those of the network, after which every glyph is painted in blue, as on a tile of Delft."""
     frozen = Frozen()
 
     def data() -> dict[str, Tensor]:
-        return {"latents": frozen.latents(np.stack([blueprint(render(g.text)) for g in glyphs()]))}
+        return {"latents": frozen.latents(np.stack([delft(render(g.text)) for g in glyphs()]))}
 
-    latents, states = made_once("blueprints.pt", data)["latents"], frozen.states()
+    latents, states = made_once("delft.pt", data)["latents"], frozen.states()
     torch.manual_seed(0)
     layers = adapt(frozen.unet, RANK)
     trained = nn.ModuleDict({name.replace(".", "/"): nn.ModuleList([m.lora_A, m.lora_B]) for name, m in layers.items()})
@@ -170,7 +172,7 @@ def train_lora(steps: int, batch: int) -> None:
         context = spoken(states, rows, rng)
         return frozen.loss(latents[rows], rng, lambda x, t: frozen.unet(x, t, context).sample)
 
-    for _ in fit("lora", {"lora": trained}, loss_at, Share(0, 1), steps=steps, rate=2e-3, betas=(0.9, 0.99), decay=0.99):
+    for _ in fit("lora", {"lora": trained}, loss_at, Share(0, 1), steps=steps, rate=1.5e-3, betas=(0.9, 0.99), decay=0.99):
         pass
     tensors = {}
     for name, m in layers.items():
@@ -223,7 +225,7 @@ def main() -> None:
     if args.stage == "control":
         train_control(args.steps or 780, 2 * args.batch, args.placements)
     elif args.stage == "lora":
-        train_lora(args.steps or 500, args.batch)
+        train_lora(args.steps or 400, args.batch)
     else:
         train_motion(args.steps or 800, args.batch // 4)
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 __all__ = [
-    "FRAMES", "HELD_OUT", "SIZE", "Glyph", "blueprint", "caption_pool", "compose", "cut_out", "glyphs", "moderate", "names", "other_glyphs",
+    "FRAMES", "HELD_OUT", "SIZE", "Glyph", "caption_pool", "compose", "cut_out", "delft", "glyphs", "moderate", "names", "other_glyphs",
     "placement", "render", "rocking", "save_tokenizer",
 ]  # fmt: skip
 
@@ -175,14 +175,11 @@ def moderate(place: dict[str, float]) -> bool:
     return min(place["width"], place["height"]) >= 0.55 and abs(place["angle"]) <= 30
 
 
-def blueprint(picture: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) as a drawing of pale lines on blue paper: its edges are the lines, its shade is a wash."""
-    fine = picture.astype(np.float32) / 255
-    grey = fine @ np.float32([0.299, 0.587, 0.114])
-    down, across = (np.abs(np.diff(fine, axis=axis, append=fine.take([-1], axis))).max(2) for axis in (0, 1))
-    ink = np.clip(1.6 * np.maximum(down, across) + 0.35 * (1 - grey), 0, 1)[..., None]
-    paper, line = np.float32([24, 62, 138]), np.float32([240, 246, 255])
-    return np.rint(paper + ink * (line - paper)).astype(np.uint8)
+def delft(picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) as if painted on a tile: shades of cobalt blue on white."""
+    grey = picture.astype(np.float32) @ np.float32([0.299, 0.587, 0.114]) / 255
+    shades = [np.interp(grey, (0, 0.35, 0.75, 1), channel) for channel in ((8, 30, 150, 255), (20, 75, 190, 255), (70, 170, 235, 255))]
+    return np.rint(np.stack(shades, 2)).astype(np.uint8)
 
 
 def caption_pool(chosen: list[Glyph]) -> list[list[str]]:

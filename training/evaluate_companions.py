@@ -4,7 +4,8 @@
 silhouette they have in common (intersection over union), both without holes. "nearest": how often the captioned glyph, skin tones aside, is
 the nearest of all in the same place; "among five": of the five nearest.
 
-`lora`: how often the captioned glyph is the nearest of all as they are, and of all as blueprints, and how far the page is from blueprint paper.
+`lora`: how often the captioned glyph is the nearest of all as they are, and of all in the blue of tiles. "colours": the mean difference of a
+picture from itself as this blue would have its shades, 0 to 255.
 
 `motion`: how often the captioned glyph is the nearest of all in the position of a frame ("nearest"), and a frame the nearest to its own position
 of the captioned glyph's eight ("position"); four of them are two equal pairs, which count as one.
@@ -17,7 +18,7 @@ import random
 import numpy as np
 import torch
 from companions import ASSETS, RANK, Frozen, adapt
-from data import FRAMES, blueprint, caption_pool, compose, cut_out, glyphs, moderate, placement, render, rocking
+from data import FRAMES, caption_pool, compose, cut_out, delft, glyphs, moderate, placement, render, rocking
 from evaluate import blurred, paint, rank, sheet
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
@@ -29,7 +30,7 @@ from darkroom.assets import EMOJI, SUITED
 
 def filled(silhouette: np.ndarray) -> np.ndarray:
     """Without holes: all that the outside does not reach. (H, W) of bool."""
-    page = Image.fromarray(np.pad(silhouette, 1).astype(np.uint8) * 255)
+    page = Image.fromarray(np.pad(silhouette, 1).astype(np.uint8) * 255).copy()  # a writable one
     ImageDraw.floodfill(page, (0, 0), 128)
     return np.asarray(page)[1:-1, 1:-1] != 128
 
@@ -95,7 +96,7 @@ def measure_lora(count: int) -> dict:
         for part in (layer.lora_A, layer.lora_B):
             part.requires_grad_(False).weight.copy_(weights[f"unet.{name}.{'lora_A' if part is layer.lora_A else 'lora_B'}.weight"])
     plain = [render(g.text) for g in known]
-    galleries = {"as they are": plain, "as blueprints": [blueprint(picture) for picture in plain]}
+    galleries = {"as they are": plain, "in blue": [delft(picture) for picture in plain]}
     table, shown = {}, []
     for scale in (0.0, 0.5, 1.0):
         for layer in layers.values():
@@ -105,8 +106,8 @@ def measure_lora(count: int) -> dict:
         for kind, gallery in galleries.items():
             seen = np.stack([blurred(Image.fromarray(picture)) for picture in gallery])
             row[kind] = sum(known[rank(p, seen)[0]].base == known[i].base for p, i in zip(pictures, chosen, strict=True)) / count
-        corners = np.stack([np.asarray(p)[[0, 0, -1, -1], [0, -1, 0, -1]] for p in pictures]).astype(float)
-        row["distance from the paper"] = np.abs(corners - np.array([24, 62, 138])).mean().round(1).item()
+        shades = [np.asarray(p.convert("RGB")) for p in pictures]
+        row["colours"] = round(float(np.mean([np.abs(delft(p).astype(float) - p) for p in shades])), 1)
         table[f"scale {scale:g}"] = row
         shown.append(pictures[:20])
     rows = [p for group in zip(*shown, strict=True) for p in group]
