@@ -38,18 +38,20 @@ def test_the_reference_reads_the_controlnet():
         torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4)
 
 
-def test_the_lora_draws_blueprints_and_leaves_the_rest_alone():
+def test_the_lora_paints_in_blue_and_leaves_its_parent_alone():
     pipe = StableDiffusionPipeline.from_pretrained(EMOJI)
     styled = StableDiffusionPipeline.from_pipe(pipe)
-    assert str(styled.load_lora_weights(EMOJI_LORA)).startswith("applied 112 of 112 tensors to unet")
+    assert styled.load_lora_weights(EMOJI_LORA).counts["unet"] == (156, 156)
 
-    def corner(pipe: StableDiffusionPipeline) -> np.ndarray:
-        made = pipe("owl", num_inference_steps=8, guidance_scale=2.5, generator=SEED(0)).images[0]
-        return np.asarray(made, float)[:4, :4].mean((0, 1))
+    def colour(pipe: StableDiffusionPipeline) -> np.ndarray:
+        """The mean of what is not paper."""
+        made = np.asarray(pipe("automobile", num_inference_steps=8, guidance_scale=2.5, generator=SEED(0)).images[0], float)
+        return made[made.min(2) < 225].mean(0)
 
-    red, green, blue = corner(styled)
-    assert red < 90 and blue > red + 50, (red, green, blue)  # the paper
-    assert corner(pipe).min() > 230
+    red, _, blue = colour(styled)
+    assert blue > red + 60
+    red, _, blue = colour(pipe)
+    assert red > blue + 60
 
 
 def test_the_reference_reads_the_lora():

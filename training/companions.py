@@ -87,7 +87,7 @@ def made_once(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Ten
 
 
 def train_control(steps: int, batch: int, placements: int) -> None:
-    """A ControlNet that is shown the silhouette of a glyph, which stands anywhere on the page at any size and angle; from a third on of the steps,
+    """A ControlNet that is shown the silhouette of a glyph, which stands anywhere on the page at any size and angle; in the last third of the steps,
     only at moderate ones.
     """
     frozen = Frozen()
@@ -111,7 +111,7 @@ def train_control(steps: int, batch: int, placements: int) -> None:
     net.requires_grad_(True).to(memory_format=torch.channels_last)
 
     def loss_at(step: int) -> Tensor:
-        rng, among = seeded(7, step), torch.arange(len(shown["latents"])) if 3 * step < steps else shown["moderate"].nonzero()[:, 0]
+        rng, among = seeded(7, step), torch.arange(len(shown["latents"])) if 3 * step < 2 * steps else shown["moderate"].nonzero()[:, 0]
         rows = among[shuffled(len(among), batch, step)]
         context, picture = spoken(states, rows // placements, rng), hints(shown["silhouettes"][rows])
 
@@ -180,7 +180,8 @@ def train_lora(steps: int, batch: int) -> None:
             tensors[f"unet.{name}.{part}.weight"] = getattr(m, part).weight.detach().half().contiguous()
     folder = ASSETS / "emoji-lora"
     folder.mkdir(exist_ok=True)
-    save_file(tensors, folder / "pytorch_lora_weights.safetensors", metadata={"format": "pt"})
+    save_file(tensors, file := folder / "pytorch_lora_weights.safetensors", metadata={"format": "pt"})
+    file.chmod(0o644)
 
 
 def train_motion(steps: int, batch: int) -> None:
