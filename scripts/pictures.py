@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 import darkroom  # noqa: E402
-from darkroom.assets import EMOJI, EMOJI_CONTROLNET, EMOJI_LORA, SUITED  # noqa: E402
+from darkroom.assets import EMOJI, EMOJI_CONTROLNET, EMOJI_LORA, EMOJI_MOTION, SUITED  # noqa: E402
 from darkroom.cli import app  # noqa: E402
 from darkroom.plots import chart, plot_schedulers  # noqa: E402
 
@@ -499,10 +499,24 @@ def convergence(folder: Path, advance: Advance) -> None:
     small.save(folder / "convergence.png", optimize=True)
 
 
+def video(folder: Path, advance: Advance) -> None:
+    """Six emoji that move, side by side."""
+    adapter = darkroom.MotionAdapter.from_pretrained(EMOJI_MOTION)
+    pipe = darkroom.AnimateDiffPipeline.from_pipe(pipeline("StableDiffusionPipeline"), motion_adapter=adapter)
+    shown = []
+    for name in ("fox", "automobile", "red heart", "owl", "rocket", "castle"):
+        shown.append(pipe(name, num_frames=8, generator=torch.Generator().manual_seed(0), **SUITED).frames[0])
+        advance()
+    rows = [darkroom.make_image_grid(list(frames), rows=1, cols=len(frames)) for frames in zip(*shown, strict=True)]
+    first, *rest = (reduced(row, 64) for row in rows)
+    first.save(folder / "video.gif", save_all=True, append_images=rest, duration=100, loop=0, optimize=True)
+
+
 OTHERS: dict[str, tuple[Callable[[Path, Advance], None], int]] = {  # what makes them, and how often the bar advances
     "convergence": (convergence, 49),
     "heart": (heart, 1),
     "plots": (plots, 2),
+    "video": (video, 6),
 }
 
 

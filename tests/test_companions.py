@@ -55,7 +55,10 @@ def test_the_lora_paints_in_blue_and_leaves_its_parent_alone():
 
 
 def test_the_reference_reads_the_lora():
-    theirs, ours = diffusers.StableDiffusionPipeline.from_pretrained(EMOJI, dtype=torch.float32), StableDiffusionPipeline.from_pretrained(EMOJI)
+    theirs, ours = (
+        diffusers.StableDiffusionPipeline.from_pretrained(EMOJI, dtype=torch.float32),
+        StableDiffusionPipeline.from_pretrained(EMOJI),
+    )
     inputs = (torch.randn(2, 4, 16, 16, generator=SEED(0)), torch.tensor([500, 20]), torch.randn(2, 77, 128, generator=SEED(1)))
     with torch.no_grad():
         plain = ours.unet(*inputs).sample
