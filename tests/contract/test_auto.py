@@ -68,10 +68,11 @@ def test_bad_requests(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentError, match="from_pretrained"):
         darkroom.AutoPipelineForText2Image()
     with pytest.raises(InputError, match="image2video") as error:
-        darkroom.AutoPipelineForImage2Video.from_pretrained(checkpoint)
+        darkroom.AutoPipelineForImage2Video.from_pretrained(checkpoint, enable_pag=True)
     assert "image2image" in str(error.value)
-    with pytest.raises(InputError, match="motion_adapter"):
-        darkroom.AutoPipelineForText2Video.from_pretrained(checkpoint)
+    for kind in (darkroom.AutoPipelineForText2Video, darkroom.AutoPipelineForImage2Video):
+        with pytest.raises(InputError, match="motion_adapter"):
+            kind.from_pretrained(checkpoint)
     tiny.ddpm(tmp_path / "ddpm")
     with pytest.raises(InputError, match="No family"):
         darkroom.AutoPipelineForImage2Image.from_pretrained(tmp_path / "ddpm")
