@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 import torch
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 import darkroom  # noqa: E402
-from darkroom.assets import EMOJI, SUITED  # noqa: E402
+from darkroom.assets import EMOJI, EMOJI_CONTROLNET, EMOJI_LORA, EMOJI_MOTION, SUITED  # noqa: E402
 from darkroom.cli import app  # noqa: E402
 from darkroom.plots import chart, plot_schedulers  # noqa: E402
 
@@ -149,6 +149,32 @@ def four() -> Image.Image:
     return darkroom.make_image_grid([known(name) for name in ("owl", "castle", "red apple", "automobile")], rows=2, cols=2)
 
 
+def moved(name: str, size: float, angle: float, x: float, y: float) -> Image.Image:
+    """The silhouette of an emoji, white on black: made smaller, turned (degrees, counterclockwise), and put there, in [0, 1] of the room left."""
+    paper = ImageOps.expand(known(name).convert("L").point(lambda grey: 255 * (grey > 230)), 1, 255)
+    ImageDraw.floodfill(paper, (0, 0), 128)  # what is not outside is the thing, white parts too
+    shape = (
+        paper.crop((1, 1, SIDE + 1, SIDE + 1))
+        .point(lambda grey: 255 * (grey != 128))
+        .resize((4 * SIDE, 4 * SIDE), Image.Resampling.BICUBIC)
+    )
+    shape = shape.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    shape = shape.crop(shape.getbbox())
+    shape = shape.resize((round(shape.width * size / 4), round(shape.height * size / 4)), Image.Resampling.LANCZOS)
+    page = Image.new("L", (SIDE, SIDE))
+    page.paste(shape, (round(x * (SIDE - shape.width)), round(y * (SIDE - shape.height))))
+    return page.point(lambda grey: 255 * (grey > 127))
+
+
+def steered(hint: Callable[[], Image.Image], prompt: str = "", **settings: Any) -> Settings:
+    """Text to image inside a silhouette."""
+    return {"pipeline_class": "StableDiffusionControlNetPipeline", "prompt": prompt, "inputs": {"image": hint}, **settings}
+
+
+def shape(kind: str, *places: float) -> Settings:
+    return steered(partial(drawn, (kind, places, "white"), mode="L"))
+
+
 def pag(scale: float, layers: str) -> Settings:
     return {"guidance": darkroom.CFG(1.0, terms=[darkroom.PAG(scale, layers=layers)])}
 
@@ -182,6 +208,12 @@ TERMS: dict[str, Settings] = {
     "SLG 1, always": {"guidance": darkroom.CFG(1.0, terms=[darkroom.SLG(1.0, start=0.0, stop=1.0)])},
     "AutoGuidance 1": {"guidance": darkroom.CFG(1.0, terms=[darkroom.AutoGuidance(1.0, dropout=0.1)])},
     "NAG 5": {"guidance": darkroom.CFG(1.0, terms=[darkroom.NAG(5.0)])},
+}
+PLACED: dict[str, Settings] = {
+    "red apple": steered(partial(moved, "red apple", 0.7, -20, 0.1, 0.9), "red apple"),
+    "automobile": steered(partial(moved, "automobile", 0.9, 25, 0.5, 0.5), "automobile"),
+    "green heart": steered(partial(moved, "green heart", 0.75, -30, 1.0, 0.0), "green heart"),
+    "penguin": steered(partial(moved, "penguin", 0.75, 0, 1.0, 1.0), "penguin"),
 }
 SHEETS: dict[str, Sheet] = {
     "emoji": Sheet({name: {"prompt": name, "seed": 2000 + place} for place, name in enumerate(SHOWN)}, wrap=13),
@@ -299,16 +331,63 @@ SHEETS: dict[str, Sheet] = {
         {"off": {}, **{f"{scale:g}": sag(scale) for scale in (0.5, 1.0, 2.0, 4.0)}},
         {**{f"unasked, seed {seed}": {**FREE, "seed": seed} for seed in (2, 6, 7)}, "castle": {"prompt": "castle", "guidance_scale": 1.0}},
     ),
+    "control_scale": Sheet(
+        {"shape": {"show": "image"}, **{f"{scale:g}": {"controlnet_conditioning_scale": scale} for scale in (0.0, 0.25, 0.5, 1.0)}}, PLACED
+    ),
+    "control_prompts": Sheet(
+        {
+            "shape": {"show": "image"},
+            **{name: {"prompt": name} for name in ("red apple", "green heart", "lemon", "owl", "pizza", "castle", "octopus")},
+        },
+        {
+            "a disc": shape("ellipse", 4, 20, 42, 58),
+            "an ellipse": shape("ellipse", 2, 18, 62, 46),
+            "a bar": shape("rectangle", 22, 4, 42, 60),
+            "a triangle": shape("polygon", 32, 4, 60, 58, 4, 58),
+        },
+    ),
+    "control_window": Sheet(
+        {
+            "shape": {"show": "image"},
+            "none": {"controlnet_conditioning_scale": 0.0},
+            **{f"0 to {end:g}": {"control_guidance_end": end} for end in (0.2, 0.4)},
+            "all": {},
+            **{f"{start:g} to 1": {"control_guidance_start": start} for start in (0.2, 0.4)},
+        },
+        {name: PLACED[name] for name in ("red apple", "automobile")},
+    ),
+    "control_guess": Sheet(
+        {
+            "shape": {"show": "image"},
+            "with a prompt": {},
+            "without": {"prompt": ""},
+            "guessed, 2.5": {"prompt": "", "guess_mode": True},
+            "guessed, 5": {"prompt": "", "guess_mode": True, "guidance_scale": 5.0},
+        },
+        {name: PLACED[name] for name in ("red apple", "automobile")},
+    ),
+    "lora": Sheet(
+        {
+            "without": {},
+            **{f"{scale:g}": {"lora": True, "cross_attention_kwargs": {"scale": scale}} for scale in (0.25, 0.5, 0.75, 1.0, 1.5)},
+        },
+        {name: {"prompt": name} for name in ("owl", "castle", "automobile", "red heart", "pizza")},
+    ),
     "guidance": Sheet(GUIDANCES, {name: {"prompt": name} for name in ("owl", "castle", "rocket")}),
     "terms": Sheet(TERMS, {"owl": {"prompt": "owl"}, "castle": {"prompt": "castle"}, "unasked": FREE}),
 }
 
 
 @cache
-def pipeline(name: str) -> Any:
+def pipeline(name: str, lora: bool = False) -> Any:
     """A pipeline of this class over the bundled checkpoint; all share its weights."""
+    if lora:
+        pipe = getattr(darkroom, name).from_pipe(pipeline(name))
+        pipe.load_lora_weights(EMOJI_LORA)
+        return pipe
     if name != "StableDiffusionPipeline":
-        return getattr(darkroom, name).from_pipe(pipeline("StableDiffusionPipeline"))
+        parts = {"controlnet": darkroom.ControlNetModel.from_pretrained(EMOJI_CONTROLNET)} if "ControlNet" in name else {}
+        return getattr(darkroom, name).from_pipe(pipeline("StableDiffusionPipeline"), **parts)
     pipe = darkroom.StableDiffusionPipeline.from_pretrained(EMOJI)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -323,6 +402,7 @@ def trained() -> Any:
 def paint(
     *,
     pipeline_class: str = "StableDiffusionPipeline",
+    lora: bool = False,
     scheduler: str = "DDIMScheduler",
     options: Settings | None = None,
     seed: int = 0,
@@ -335,7 +415,7 @@ def paint(
     made = {name: make() if share is None else make(share) for name, make in (inputs or {}).items()}
     if show:
         return made[show]
-    pipe = pipeline(pipeline_class)
+    pipe = pipeline(pipeline_class, lora)
     pipe.scheduler = getattr(darkroom, scheduler).from_config(trained(), **(options or {}))
     return pipe(**SUITED | call | made, generator=torch.Generator().manual_seed(seed)).images[0]
 
@@ -419,10 +499,24 @@ def convergence(folder: Path, advance: Advance) -> None:
     small.save(folder / "convergence.png", optimize=True)
 
 
+def video(folder: Path, advance: Advance) -> None:
+    """Six emoji that move, side by side."""
+    adapter = darkroom.MotionAdapter.from_pretrained(EMOJI_MOTION)
+    pipe = darkroom.AnimateDiffPipeline.from_pipe(pipeline("StableDiffusionPipeline"), motion_adapter=adapter)
+    shown = []
+    for name in ("fox", "automobile", "red heart", "owl", "rocket", "castle"):
+        shown.append(pipe(name, num_frames=8, generator=torch.Generator().manual_seed(0), **SUITED).frames[0])
+        advance()
+    rows = [darkroom.make_image_grid(list(frames), rows=1, cols=len(frames)) for frames in zip(*shown, strict=True)]
+    first, *rest = (reduced(row, 64) for row in rows)
+    first.save(folder / "video.gif", save_all=True, append_images=rest, duration=100, loop=0, optimize=True)
+
+
 OTHERS: dict[str, tuple[Callable[[Path, Advance], None], int]] = {  # what makes them, and how often the bar advances
     "convergence": (convergence, 49),
     "heart": (heart, 1),
     "plots": (plots, 2),
+    "video": (video, 6),
 }
 
 

@@ -22,6 +22,7 @@ PAGES = [
     "docs/perturbed-attention.md",
     "docs/lora.md",
     "docs/video.md",
+    "docs/control.md",
     "docs/errors.md",
     "docs/checkpoints.md",
     "docs/security.md",

@@ -15,11 +15,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-__all__ = ["HELD_OUT", "SIZE", "Glyph", "caption_pool", "glyphs", "names", "other_glyphs", "render", "save_tokenizer"]
+__all__ = [
+    "FRAMES", "HELD_OUT", "SIZE", "Glyph", "caption_pool", "compose", "cut_out", "delft", "glyphs", "moderate", "names", "other_glyphs",
+    "placement", "render", "rocking", "save_tokenizer",
+]  # fmt: skip
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 CLDR = Path("/usr/share/unicode/cldr/common")
 SIZE = 64  # pixels
+SQUARE = 140  # and those that a glyph is laid on before it is made smaller
+FRAMES = 8  # of a video
 LENGTH = 77  # tokens
 VOCABULARY = 2048
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
@@ -113,15 +118,68 @@ def other_glyphs() -> list[Glyph]:
     return [_glyph(text) for text in listed if text not in taken and not strange.search(text) and text.replace("\ufe0f", "") in names()]
 
 
-def render(text: str) -> np.ndarray:
-    """The glyph on white: (64, 64, 3) of uint8."""
+def cut_out(text: str) -> Image.Image:
+    """The glyph in the font's size on nothing, cut to its edges."""
     font = ImageFont.truetype(str(FONT), 109, layout_engine=ImageFont.Layout.RAQM)  # the font's only bitmap size
     canvas = Image.new("RGBA", (256, 256), (255, 255, 255, 0))
     ImageDraw.Draw(canvas).text((40, 40), text, font=font, embedded_color=True)
-    cut = canvas.crop(canvas.getbbox())
-    square = Image.new("RGBA", (140, 140), "white")
-    square.alpha_composite(cut, ((140 - cut.width) // 2, (140 - cut.height) // 2))
-    return np.asarray(square.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+    return canvas.crop(canvas.getbbox())
+
+
+def laid(cut: Image.Image, angle: float = 0.0, rise: float = 0.0) -> np.ndarray:
+    """A cut-out glyph in the middle of a white page, turned by `angle` (degrees, counterclockwise), `rise` of the page above its place:
+    (64, 64, 3) of uint8.
+    """
+    square = Image.new("RGBA", (SQUARE, SQUARE), (255, 255, 255, 0))
+    square.paste(cut, ((SQUARE - cut.width) // 2, (SQUARE - cut.height) // 2))
+    if angle or rise:
+        square = square.rotate(angle, Image.Resampling.BICUBIC, translate=(0, round(-rise * SQUARE)))
+    page = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
+    return np.asarray(page.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+
+
+def render(text: str) -> np.ndarray:
+    """The glyph on white: (64, 64, 3) of uint8."""
+    return laid(cut_out(text))
+
+
+def rocking(cut: Image.Image, start: int = 0) -> np.ndarray:
+    """A glyph that rocks from side to side and hops at each end, from this frame on: (8, 64, 64, 3) of uint8. The ninth would be the first."""
+    phases = [2 * np.pi * (start + frame) / FRAMES for frame in range(FRAMES)]
+    return np.stack([laid(cut, 10 * np.sin(phase), 0.05 * (np.sin(phase) ** 2 - 0.5)) for phase in phases])
+
+
+def compose(cut: Image.Image, *, width: float, height: float, angle: float, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
+    """A cut-out glyph, stretched by `width` and `height`, then turned by `angle` (degrees, counterclockwise), on white: (64, 64, 3), and its
+    silhouette, 255 where the glyph is: (64, 64), both of uint8. `x` and `y` in [0, 1] say where it stands in the room that is left to it.
+    """
+    cut = cut.resize((max(1, round(cut.width * width)), max(1, round(cut.height * height))), Image.Resampling.LANCZOS)
+    cut = cut.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    cut = cut.crop(cut.getbbox())
+    square = Image.new("RGBA", (SQUARE, SQUARE), (255, 255, 255, 0))
+    square.paste(cut, (round(x * (SQUARE - cut.width)), round(y * (SQUARE - cut.height))))
+    page = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
+    picture, alpha = (part.resize((SIZE, SIZE), Image.Resampling.LANCZOS) for part in (page.convert("RGB"), square.getchannel("A")))
+    return np.asarray(picture), np.where(np.asarray(alpha) > 127, 255, 0).astype(np.uint8)
+
+
+def placement(rng: np.random.Generator) -> dict[str, float]:
+    """Where a glyph stands, at random: half to all of its size, one side up to a quarter shorter, turned by up to 45 degrees, anywhere."""
+    size, squeeze = rng.uniform(0.5, 1.0), rng.uniform(-0.25, 0.25)
+    stretch = {"width": size * (1 - max(0.0, squeeze)), "height": size * (1 + min(0.0, squeeze))}
+    return {**stretch, "angle": rng.uniform(-45, 45), "x": rng.uniform(), "y": rng.uniform()}
+
+
+def moderate(place: dict[str, float]) -> bool:
+    """Whether a glyph that stands so is not too small and not turned too far to be drawn well in this few pixels."""
+    return min(place["width"], place["height"]) >= 0.55 and abs(place["angle"]) <= 30
+
+
+def delft(picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) as if painted on a tile: shades of cobalt blue on white."""
+    grey = picture.astype(np.float32) @ np.float32([0.299, 0.587, 0.114]) / 255
+    shades = [np.interp(grey, (0, 0.35, 0.75, 1), channel) for channel in ((8, 30, 150, 255), (20, 75, 190, 255), (70, 170, 235, 255))]
+    return np.rint(np.stack(shades, 2)).astype(np.uint8)
 
 
 def caption_pool(chosen: list[Glyph]) -> list[list[str]]:

@@ -115,7 +115,7 @@ def fit(
         value = share.average(parameters, loss)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        torch._foreach_lerp_(average, parameters, 1 - min(decay, (step + 1) / (step + 10)))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(decay, (step + 1) / (step + 10)))
         if share.rank == 0 and step % 10 == 9:
             bar.set_postfix(loss=f"{value:.4f}", refresh=False)
             with open(WORK / f"{stage}.jsonl", "a") as log:

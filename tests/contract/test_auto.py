@@ -68,7 +68,7 @@ def test_bad_requests(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentError, match="from_pretrained"):
         darkroom.AutoPipelineForText2Image()
     with pytest.raises(InputError, match="image2video") as error:
-        darkroom.AutoPipelineForImage2Video.from_pretrained(checkpoint, enable_pag=True)
+        darkroom.AutoPipelineForImage2Video.from_pretrained(tiny.sdxl(tmp_path / "sdxl"))
     assert "image2image" in str(error.value)
     for kind in (darkroom.AutoPipelineForText2Video, darkroom.AutoPipelineForImage2Video):
         with pytest.raises(InputError, match="motion_adapter"):

@@ -73,9 +73,9 @@ def call(pipe: Any, seed: Any = 0, **changes: Any) -> Any:
     return pipe(**{**arguments, "num_inference_steps": 3, "output_type": "np", "generator": seeds, **changes})
 
 
-def reference_of(pipe: Any, folder: Any) -> Any:
+def reference_of(pipe: Any, folder: Any, kind: Any = diffusers.DiffusionPipeline) -> Any:
     """The checkpoint as the reference loads it. Of some pipelines it wants to be told what there is none of."""
-    return diffusers.DiffusionPipeline.from_pretrained(folder, **{n: None for n, part in pipe.components.items() if part is None})
+    return kind.from_pretrained(folder, **{n: None for n, part in pipe.components.items() if part is None})
 
 
 def test_the_signature_is_the_reference_s(pipe):
@@ -147,7 +147,7 @@ def test_dtype_by_component(pipe, tmp_path):
 
 
 def test_printed_as_the_reference_prints_it(pipe):
-    theirs = reference_of(pipe, pipe.config["_name_or_path"])
+    theirs = reference_of(pipe, pipe.config["_name_or_path"], getattr(diffusers, type(pipe).__name__))
     assert repr(pipe) == repr(theirs).replace("ImageProcessorPil", "ImageProcessor")  # which backend it has is no matter of the checkpoint
 
 
