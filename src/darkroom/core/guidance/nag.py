@@ -71,9 +71,8 @@ class NAG(Addend):
 
     def wrap(self, step: Step) -> Conditioning:
         branch = step.cond.positive
-        frames = (
-            step.x.shape[2] if step.x.ndim == 5 and len(self.context) == len(step.x) else 1
-        )  # of videos with one prompt for all of them
+        several = getattr(step.x, "ndim", 4) == 5 and len(self.context) == len(step.x)  # frames of a video, with one prompt for all of them
+        frames = step.x.shape[2] if several else 1
         guided = partial(self._guided, self.weight(step), frames, branch.attend)
         return Conditioning(branch.with_attention(Patch(branch.attend, frozenset(self.found), guided)), step.cond.negative)
 
