@@ -500,7 +500,7 @@ def convergence(folder: Path, advance: Advance) -> None:
 
 
 def video(folder: Path, advance: Advance) -> None:
-    """Six emoji that move, side by side."""
+    """Six emoji whose colours turn, side by side."""
     adapter = darkroom.MotionAdapter.from_pretrained(EMOJI_MOTION)
     pipe = darkroom.AnimateDiffPipeline.from_pipe(pipeline("StableDiffusionPipeline"), motion_adapter=adapter)
     shown = []

@@ -5,8 +5,8 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from darkroom import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
-from darkroom.assets import EMOJI, EMOJI_CONTROLNET, EMOJI_LORA
+from darkroom import AnimateDiffPipeline, ControlNetModel, MotionAdapter, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from darkroom.assets import EMOJI, EMOJI_CONTROLNET, EMOJI_LORA, EMOJI_MOTION
 
 SEED = torch.Generator().manual_seed
 
@@ -67,3 +67,16 @@ def test_the_reference_reads_the_lora():
         want, made = theirs.unet(*inputs).sample, ours.unet(*inputs).sample
     assert (want - plain).abs().max() > 0.1
     torch.testing.assert_close(made, want, atol=1e-3, rtol=1e-3)
+
+
+def test_the_motion_adapter_turns_hues_once_around():
+    pipe = AnimateDiffPipeline.from_pretrained(EMOJI, motion_adapter=MotionAdapter.from_pretrained(EMOJI_MOTION))
+    frames = pipe("red heart", num_frames=8, num_inference_steps=8, guidance_scale=2.5, generator=SEED(0), output_type="np").frames[0]
+    ink = [frame[frame.min(2) < 0.8].mean(0) for frame in frames]  # what is not paper
+    assert [int(colour.argmax()) for colour in (ink[0], ink[3], ink[5])] == [0, 1, 2]  # red, green, blue
+
+
+def test_the_reference_reads_the_motion_adapter():
+    theirs = diffusers.MotionAdapter.from_pretrained(EMOJI_MOTION).state_dict()
+    ours = MotionAdapter.from_pretrained(EMOJI_MOTION).state_dict()
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)

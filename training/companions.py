@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from data import FRAMES, caption_pool, compose, cut_out, delft, glyphs, moderate, placement, render, rocking
+from data import FRAMES, caption_pool, compose, cut_out, delft, glyphs, moderate, placement, render, turning
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -185,16 +185,16 @@ def train_lora(steps: int, batch: int) -> None:
 
 
 def train_motion(steps: int, batch: int) -> None:
-    """Motion modules after which a glyph rocks and hops; all of them make the same movement, in eight frames."""
+    """Motion modules with which the hues of a glyph go once around in eight frames."""
     from darkroom import MotionAdapter, UNetMotionModel
 
     frozen = Frozen()
 
     def data() -> dict[str, Tensor]:
-        frames = np.concatenate([rocking(cut_out(g.text)) for g in glyphs()])
+        frames = np.concatenate([turning(render(g.text)) for g in glyphs()])
         return {"latents": frozen.latents(frames).unflatten(0, (-1, FRAMES)).transpose(1, 2).contiguous()}  # (N, 4, F, 16, 16)
 
-    latents, states = made_once("rocking.pt", data)["latents"], frozen.states()
+    latents, states = made_once("turning.pt", data)["latents"], frozen.states()
     torch.manual_seed(0)
     shape = {"block_out_channels": frozen.unet.config.block_out_channels, "motion_layers_per_block": 1, "motion_num_attention_heads": 4}
     adapter = MotionAdapter(**shape, motion_max_seq_length=FRAMES).requires_grad_(True)
@@ -208,7 +208,7 @@ def train_motion(steps: int, batch: int) -> None:
         context = spoken(states, rows, rng)
         return frozen.loss(latents[rows], rng, lambda x, t: unet(x, t, context).sample)
 
-    for _ in fit("motion", {"adapter": adapter}, loss_at, Share(0, 1), steps=steps, rate=1e-3, betas=(0.9, 0.99), decay=0.99):
+    for _ in fit("motion", {"adapter": adapter}, loss_at, Share(0, 1), steps=steps, rate=1.5e-3, betas=(0.9, 0.99), decay=0.98):
         pass
     adapter.to(torch.float16).save_pretrained(ASSETS / "emoji-motion")
 
@@ -228,7 +228,7 @@ def main() -> None:
     elif args.stage == "lora":
         train_lora(args.steps or 400, args.batch)
     else:
-        train_motion(args.steps or 800, args.batch // 4)
+        train_motion(args.steps or 260, args.batch // 4)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 __all__ = [
     "FRAMES", "HELD_OUT", "SIZE", "Glyph", "caption_pool", "compose", "cut_out", "delft", "glyphs", "moderate", "names", "other_glyphs",
-    "placement", "render", "rocking", "save_tokenizer",
+    "placement", "render", "save_tokenizer", "turning",
 ]  # fmt: skip
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -143,10 +143,11 @@ def render(text: str) -> np.ndarray:
     return laid(cut_out(text))
 
 
-def rocking(cut: Image.Image, start: int = 0) -> np.ndarray:
-    """A glyph that rocks from side to side and hops at each end, from this frame on: (8, 64, 64, 3) of uint8. The ninth would be the first."""
-    phases = [2 * np.pi * (start + frame) / FRAMES for frame in range(FRAMES)]
-    return np.stack([laid(cut, 10 * np.sin(phase), 0.05 * (np.sin(phase) ** 2 - 0.5)) for phase in phases])
+def turning(picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) whose hues go once around in eight frames: (8, H, W, 3) of uint8. The ninth would be the first, and the picture."""
+    hues = np.asarray(Image.fromarray(picture).convert("HSV"))
+    turned = [np.dstack([hues[..., 0] + np.uint8(256 * frame // FRAMES), hues[..., 1:]]) for frame in range(FRAMES)]  # modulo 256
+    return np.stack([np.asarray(Image.fromarray(frame, "HSV").convert("RGB")) for frame in turned])
 
 
 def compose(cut: Image.Image, *, width: float, height: float, angle: float, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:

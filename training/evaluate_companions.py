@@ -7,8 +7,8 @@ the nearest of all in the same place; "among five": of the five nearest.
 `lora`: how often the captioned glyph is the nearest of all as they are, and of all in the blue of tiles. "colours": the mean difference of a
 picture from itself as this blue would have its shades, 0 to 255.
 
-`motion`: how often the captioned glyph is the nearest of all in the position of a frame ("nearest"), and a frame the nearest to its own position
-of the captioned glyph's eight ("position"); six of them are three pairs of equal ones, and a still picture would be right in two.
+`motion`: how often the captioned glyph is the nearest of all in the colours of that frame ("nearest"), and the frame the nearest to its own colours
+among the eight of the captioned glyph ("hue"); a still picture would be right in one of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import random
 import numpy as np
 import torch
 from companions import ASSETS, RANK, Frozen, adapt
-from data import FRAMES, caption_pool, compose, cut_out, delft, glyphs, moderate, placement, render, rocking
+from data import FRAMES, caption_pool, compose, cut_out, delft, glyphs, moderate, placement, render, turning
 from evaluate import blurred, paint, rank, sheet
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
@@ -125,17 +125,17 @@ def measure_motion(count: int) -> dict:
     base = StableDiffusionPipeline.from_pretrained(EMOJI)
     pipe = AnimateDiffPipeline.from_pipe(base, motion_adapter=MotionAdapter.from_pretrained(ASSETS / "emoji-motion"))
     pipe.set_progress_bar_config(disable=True)
-    gallery = np.stack([[blurred(Image.fromarray(frame)) for frame in rocking(cut_out(g.text))] for g in tqdm(known)])  # (N, F, pixels)
-    nearest = position = 0
+    gallery = np.stack([[blurred(Image.fromarray(frame)) for frame in turning(render(g.text))] for g in tqdm(known)])  # (N, F, pixels)
+    nearest = hue = 0
     shown: list[Image.Image] = []
     for number, (i, caption) in enumerate(zip(tqdm(chosen), captions, strict=True)):
         frames = pipe(caption, num_frames=FRAMES, generator=torch.Generator().manual_seed(5000 + number), **SUITED).frames[0]
         for place, frame in enumerate(frames):
             nearest += known[rank(frame, gallery[:, place])[0]].base == known[i].base
-            position += np.abs(gallery[i, rank(frame, gallery[i])[0]] - gallery[i, place]).mean() < 0.002  # or its equal
+            hue += np.abs(gallery[i, rank(frame, gallery[i])[0]] - gallery[i, place]).mean() < 0.002  # or its equal
         shown += frames if number < 12 else []
     sheet(shown, [c for c in captions[:12] for _ in range(FRAMES)], WORK / "evaluation" / "motion.png", columns=FRAMES)
-    return {"frames": count * FRAMES, "nearest": nearest / count / FRAMES, "position": position / count / FRAMES}
+    return {"frames": count * FRAMES, "nearest": nearest / count / FRAMES, "hue": hue / count / FRAMES}
 
 
 MEASURES = {"control": measure_control, "lora": measure_lora, "motion": measure_motion}
