@@ -453,3 +453,9 @@ def test_networks_of_another_kind(pair):
         pipe.controlnet = [pipe.unet]
     with pytest.raises(InputError, match="MultiControlNetModel"):
         darkroom.StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=[])
+
+
+def test_an_adapter_for_another_network(pair, checkpoint):
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("sd_adapter", net_options=(("channels", (16, 24)),)), requires_safety_checker=False)
+    with pytest.raises(InputError, match="does not fit this network"):
+        pipe(**arguments("Adapter"))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from ...config import Config
 from ...core.windows import in_parts
-from ...errors import ConfigError
+from ...errors import ConfigError, InputError
 from ..base import choose
 from .attention import AddedKVAttention, Conditions, DualTransformer2D, SelfAttention, Transformer2D
 from .freeu import FreeU
@@ -101,12 +101,21 @@ class DownBlock(Block):
         skips: list[Tensor] = []
         self._layers(x, cond, made=skips)
         if residual is not None and self.reads_context:
-            skips[-1] = skips[-1] + residual
+            skips[-1] = _joined(skips[-1], residual)
         if self.downsamplers:
             skips.append(self._resized(skips[-1], cond))  # (B, C, H/2, W/2)
         if residual is not None and not self.reads_context:  # such blocks add it after the change of resolution
-            skips[-1] = skips[-1] + residual
+            skips[-1] = _joined(skips[-1], residual)
         return skips
+
+
+def _joined(x: Tensor, residual: Tensor) -> Tensor:
+    """A feature map (B, C, H, W) and what an adapter adds to it."""
+    if residual.shape[1:] != x.shape[1:]:
+        fix = "A T2I-Adapter is made for one kind of network: adapter_type and channels are in its configuration."
+        what, where = "What an adapter adds does not fit this network.", "down_intrablock_additional_residuals"
+        raise InputError(what, where=where, got=tuple(residual.shape[1:]), expected=tuple(x.shape[1:]), fix=fix)
+    return x + residual
 
 
 def middle_block(attention: Attends, level: Level, layers: int = 2, make: type[Block] = Block) -> Block:
