@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from families import motion, tiny
+from families.side_by_side import TOLERANCE, both, compare, generators
 from PIL import Image
 import darkroom
 from darkroom import InputError
 from darkroom.core.free_init import METHODS, FreeInit
 from darkroom.core.windows import FreeNoise, Windows
 
-TOLERANCE = 1e-4
 NAME = "AnimateDiff{}Pipeline".format
 TEXT = [NAME(s) for s in ("", "PAG", "SDXL", "ControlNet", "SparseControlNet")]
 VIDEO = [NAME(s) for s in ("VideoToVideo", "VideoToVideoControlNet")]
@@ -36,12 +36,9 @@ def pair(tmp_path_factory):
     @cache
     def load(name: str, **options: Any) -> tuple[Any, Any]:
         path = getattr(motion, motion.KINDS[name])(tmp_path_factory.mktemp("checkpoint"), **options)
-        pipes = tuple(getattr(lib, name).from_pretrained(path) for lib in (diffusers, darkroom))
-        pipes[0].text_encoder.__dict__.setdefault("text_model", pipes[0].text_encoder)  # transformers 5 has no such level
-        for pipe in pipes:
-            pipe.set_progress_bar_config(disable=True)
-            if "Sparse" in name:
-                quiet_codec(pipe)
+        pipes = both(name, path)
+        for pipe in pipes if "Sparse" in name else ():
+            quiet_codec(pipe)
         return pipes
 
     return load
@@ -68,17 +65,6 @@ def arguments(name: str, **changes: Any) -> dict[str, Any]:
     elif "ControlNet" in name:
         call["conditioning_frames"] = pictures(4, 5)
     return {**call, **changes}
-
-
-def generators(seed: int | list[int]) -> Any:
-    return [torch.Generator().manual_seed(s) for s in seed] if isinstance(seed, list) else torch.Generator().manual_seed(seed)
-
-
-def compare(pipes: tuple[Any, Any], call: dict[str, Any], seed: int | list[int] = 0) -> np.ndarray:
-    theirs, ours = (np.asarray(pipe(**call, generator=generators(seed)).frames) for pipe in pipes)
-    assert ours.shape == theirs.shape and np.isfinite(theirs).all() and theirs.std() > 0.01
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
-    return ours
 
 
 CALLS: dict[str, dict[str, Any]] = {
