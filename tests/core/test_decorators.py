@@ -290,7 +290,7 @@ def test_branches_with_one_attention_keep_one():
         None, SimpleNamespace(self_attention_sites=lambda: ["down_blocks.0.attentions.0.attn1"], denoiser=SimpleNamespace(down_blocks=[0]))
     )
     wrapped = term.wrap(SimpleNamespace(cond=darkroom.core.types.Conditioning(branch, branch)))
-    assert isinstance(by_rows([wrapped.negative.attend, wrapped.positive.attend], 1), Patch)
+    assert isinstance(by_rows([wrapped.negative.attend, wrapped.positive.attend]), Patch)
 
 
 # ---- errors
