@@ -18,6 +18,7 @@ from ..errors import CheckpointError, InputError
 from ..models.ip_adapter import FaceIDPlus, IPAdapter, attention_layers, readers
 from ..runtime.fork import cast_copy
 from ..runtime.ip_adapter import Decoupled, ImagePrompts, Scale, check_masks
+from .blocks import by_transformer
 
 if TYPE_CHECKING:
     from ..checkpoints.files import PathLike
@@ -32,7 +33,6 @@ __all__ = ["IPAdapters", "LoadedIPAdapter"]
 logger = logging.getLogger("darkroom")
 CLIP_SIZE = 224  # pixels, where no image encoder says it
 WIDTHS = {"pooled": "projection_dim", "states": "hidden_size"}  # of an image encoder, by what an adapter reads
-_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.|mid_block\.")
 
 
 @dataclass(eq=False)
@@ -246,7 +246,7 @@ class IPAdapters(Base):
         if len(entries) not in (1, len(self._ip_adapters)):
             raise InputError("Not one scale per adapter.", where="set_ip_adapter_scale", got=len(entries), expected=len(self._ip_adapters))
         entries = entries * (len(self._ip_adapters) // len(entries))
-        return [per_layer(entry, list(loaded.network.homes)) for entry, loaded in zip(entries, self._ip_adapters)]
+        return [per_layer(entry, list(loaded.network.homes), self.denoiser) for entry, loaded in zip(entries, self._ip_adapters)]
 
     @torch.no_grad()
     def encode_image(
@@ -359,39 +359,17 @@ def number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def one_scale(value: Any) -> Scale:
+def one_scale(value: Any, where: str = "set_ip_adapter_scale") -> Scale:
     """A number, or a list of one for each picture. InputError for anything else."""
     values = value if isinstance(value, (list, tuple)) else [value]
     if not values or not all(map(number, values)):
-        raise InputError("Not a scale.", where="set_ip_adapter_scale", got=value, expected="a number, or a list of one per picture")
+        raise InputError("Not a scale.", where=where, got=value, expected="a number, or a list of one per picture")
     return tuple(map(float, values)) if isinstance(value, (list, tuple)) else float(value)
 
 
-def per_layer(entry: Any, sites: Sequence[str]) -> dict[str, Scale]:
+def per_layer(entry: Any, sites: Sequence[str], denoiser: nn.Module) -> dict[str, Scale]:
     """A scale at every layer, from a number, a list with one for each picture, or a dictionary of blocks; see `set_ip_adapter_scale`."""
     if not isinstance(entry, Mapping):
         return dict.fromkeys(sites, one_scale(entry))
-    parts: dict[str, dict[str, dict[int, list[str]]]] = {"down": {}, "mid": {}, "up": {}}  # way -> block -> transformer -> layers
-    for site in sites:
-        if (match := _BLOCK.match(site)) is not None:
-            way, block, transformer = match.groups()
-            parts[way or "mid"].setdefault(f"block_{block or 0}", {}).setdefault(int(transformer or 0), []).append(site)
-    found: dict[str, Scale] = dict.fromkeys(sites, 0.0)
-
-    def refuse(got: Any, expected: str) -> InputError:
-        return InputError("Scales that do not fit the denoiser's blocks.", where="set_ip_adapter_scale", got=got, expected=expected)
-
-    if unknown := [key for key in entry if key not in parts]:
-        raise refuse(unknown, "down, mid, up")
-    for way, value in entry.items():
-        blocks = value if isinstance(value, Mapping) and way != "mid" else dict.fromkeys(parts[way], value)
-        if unknown := [key for key in blocks if key not in parts[way]]:
-            raise refuse(f"{way}: {unknown}", ", ".join(parts[way]) or "none there")
-        for block, own in blocks.items():
-            transformers = parts[way][block]
-            values = list(own) if isinstance(own, (list, tuple)) else [own]
-            if len(values) not in (1, len(transformers)):
-                raise refuse(f"{way}.{block}: {len(values)} scales", f"{len(transformers)}, one per transformer")
-            for layers, one in zip(transformers.values(), values * (len(transformers) // len(values))):
-                found |= dict.fromkeys(layers, one_scale(one))
-    return found
+    scales = by_transformer(denoiser, entry, one_scale, 0.0, "set_ip_adapter_scale")
+    return {site: scales.get(site.partition(".transformer_blocks.")[0], 0.0) for site in sites}

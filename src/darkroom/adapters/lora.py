@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
+from .._public import Later
 from ..errors import CheckpointError, InputError
-from ..runtime import lora
-from ..runtime.adapter_names import parse
-from ..runtime.lora import adapted_layers, network_of
+from .blocks import by_transformer
 
 if TYPE_CHECKING:
     from ..checkpoints.files import PathLike
+    from ..runtime import lora
+else:
+    lora = Later("darkroom.runtime.lora")
 
 __all__ = ["Applied", "LoraNetwork", "LoraPipeline", "save_lora"]
 
@@ -57,7 +59,7 @@ def _names(names: str | Sequence[str]) -> list[str]:
 
 def _loaded(components: Components) -> list[str]:
     """The adapters on these networks, in the order of loading."""
-    return list(dict.fromkeys(name for module in components.values() for name in network_of(module).weights))
+    return list(dict.fromkeys(name for module in components.values() for name in lora.network_of(module).weights))
 
 
 def _known(components: Components, names: str | Sequence[str], where: str = "adapter_names") -> list[str]:
@@ -82,8 +84,9 @@ def _load(
     """Read an adapter and put it on these networks."""
     from ..checkpoints.adapters import Adapter, read_adapter
     from ..checkpoints.layouts import NAMES
+    from ..runtime.adapter_names import parse
 
-    loaded = {*_loaded(components), *(name for module in components.values() for name in network_of(module).fused)}
+    loaded = {*_loaded(components), *(name for module in components.values() for name in lora.network_of(module).fused)}
     if hotswap:
         _known(components, adapter_name or "", "adapter_name")
     elif adapter_name in loaded:
@@ -109,7 +112,7 @@ def _load(
         for name, module in components.items():
             stack.enter_context(lora.whole(lora.layers_of(module, found.deltas[name])))
         for name, module in components.items():
-            if hotswap and (found.deltas[name] or adapter_name in network_of(module).weights):
+            if hotswap and (found.deltas[name] or adapter_name in lora.network_of(module).weights):
                 lora.swap(module, found.deltas[name], adapter_name)
             elif found.deltas[name]:
                 lora.attach(module, found.deltas[name], adapter_name)
@@ -124,35 +127,6 @@ def _number(weight: Any, where: str) -> float:
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
         raise InputError("Not a weight of an adapter.", where=where, got=weight, expected="a number")
     return float(weight)
-
-
-def _blocks(module: nn.Module, given: Mapping[str, Any], where: str) -> dict[str, float]:
-    """Weights for parts of a UNet, {"down": ..., "mid": ..., "up": {"block_0": 0.5, "block_1": [0.4, 0.8, 1.0]}}, by the layers' names. What is
-    not named has 1."""
-    parts: dict[str, Any] = {n: getattr(module, f"{n}_blocks", ()) for n in ("down", "up")}
-    if unknown := sorted(given.keys() - {"down", "mid", "up"}) or not parts["down"]:
-        got = ", ".join(map(str, unknown)) if isinstance(unknown, list) else type(module).__name__
-        raise InputError("Weights for parts that there are not.", where=where, got=got, expected="a number, or of a UNet down, mid and up")
-    middle = given.get("mid", 1.0)
-    if isinstance(middle, (list, tuple)):
-        if len(middle) != 1:
-            raise InputError("The middle has one weight.", where=f"{where}.mid", got=len(middle), expected="1")
-        middle = middle[0]
-    found = {"mid_block.attentions.0": _number(middle, f"{where}.mid")}
-    for part, blocks in parts.items():
-        sizes = {f"block_{i}": len(block.attentions) for i, block in enumerate(blocks) if hasattr(block, "attentions")}
-        weights = given.get(part, 1.0)
-        weights = weights if isinstance(weights, Mapping) else dict.fromkeys(sizes, weights)
-        if unknown := sorted(weights.keys() - sizes.keys()):
-            raise InputError("No such blocks with attention.", where=f"{where}.{part}", got=", ".join(unknown), expected=", ".join(sizes))
-        for block, size in sizes.items():
-            each = weights.get(block, 1.0)
-            each = list(each) * (size if len(each) == 1 else 1) if isinstance(each, (list, tuple)) else [each] * size
-            if len(each) != size:
-                raise InputError("Another number of weights.", where=f"{where}.{part}.{block}", got=len(each), expected=f"1 or {size}")
-            name = f"{part}_blocks.{block.removeprefix('block_')}.attentions"
-            found |= {f"{name}.{i}": _number(weight, f"{where}.{part}.{block}") for i, weight in enumerate(each)}
-    return found
 
 
 def _weigh(components: Components, names: str | Sequence[str], weights: Weights, by_component: bool) -> None:
@@ -171,13 +145,13 @@ def _weigh(components: Components, names: str | Sequence[str], weights: Weights,
             own = weight.get(component) if by_component and isinstance(weight, Mapping) else weight
             where = f"adapter_weights: {name}, {component}"
             own = 1.0 if own is None else own
-            made[component][name] = _blocks(module, own, where) if isinstance(own, Mapping) else _number(own, where)
-    layers = {component: list(adapted_layers(module)) for component, module in components.items()}
+            made[component][name] = by_transformer(module, own, _number, 1.0, where) if isinstance(own, Mapping) else _number(own, where)
+    layers = {component: list(lora.adapted_layers(module)) for component, module in components.items()}
     with ExitStack() as stack, torch.no_grad():
         for component, module in components.items():
             stack.enter_context(lora.whole([module, *(layer for _, layer in layers[component])]))
         for component, module in components.items():
-            if (known := network_of(module)).weights:
+            if (known := lora.network_of(module)).weights:
                 new = {n: w for n, w in made[component].items() if n in known.weights}
                 lora.update(module, replace(known, weights={**known.weights, **new}, active=tuple(names)), layers[component])
 
@@ -185,10 +159,10 @@ def _weigh(components: Components, names: str | Sequence[str], weights: Weights,
 def _enable(components: Components, enabled: bool) -> None:
     with _whole(components):
         for module in components.values():
-            if not enabled and network_of(module).fused:
+            if not enabled and lora.network_of(module).fused:
                 lora.unfuse(module)
-            if network_of(module).weights:
-                lora.update(module, replace(network_of(module), enabled=enabled))
+            if lora.network_of(module).weights:
+                lora.update(module, replace(lora.network_of(module), enabled=enabled))
 
 
 def _fuse(components: Components, scale: float, safe: bool, names: str | Sequence[str] | None) -> None:
@@ -202,14 +176,14 @@ def _fuse(components: Components, scale: float, safe: bool, names: str | Sequenc
 def _unload(components: Components) -> None:
     with _whole(components):
         for module in components.values():
-            lora.delete(module, list(network_of(module).weights))
+            lora.delete(module, list(lora.network_of(module).weights))
 
 
 def _place(components: Components, names: str | Sequence[str], device: torch.device | str | int) -> None:
     names = _known(components, names)
     with _whole(components):
         for module in components.values():
-            for _, layer in adapted_layers(module):
+            for _, layer in lora.adapted_layers(module):
                 for name in names:
                     lora.move(layer, name, torch.device(device))
 
@@ -258,7 +232,7 @@ def _tensors_of(delta: Any) -> dict[str, Tensor]:
 
 def _stored(module: nn.Module, name: str, upcast: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An adapter's tensors by name, and what PEFT's configuration says of its ranks and alphas, empty where each alpha is its rank."""
-    deltas = {path: layer._lora.slots[name].delta for path, layer in adapted_layers(module) if name in layer._lora.slots}
+    deltas = {path: layer._lora.slots[name].delta for path, layer in lora.adapted_layers(module) if name in layer._lora.slots}
     state = {f"{path}.{tail}": tensor for path, delta in deltas.items() for tail, tensor in _tensors_of(delta).items()}
     state = {key: tensor.float() if upcast else tensor for key, tensor in state.items()}
     ranks = {path: delta.rank for path, delta in deltas.items()}
@@ -342,14 +316,14 @@ class LoraNetwork:
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """Let these adapters count, with the weights that they have."""
-        known = network_of(module := next(iter(self._self().values())))
+        known = lora.network_of(module := next(iter(self._self().values())))
         names = _known(self._self(), adapter_name, "adapter_name")
         with lora.whole(lora.layers_of(module, {})):
             lora.update(module, replace(known, active=tuple(names)))
 
     def active_adapters(self) -> list[str]:
         """The adapters that count."""
-        return list(network_of(next(iter(self._self().values()))).active)
+        return list(lora.network_of(next(iter(self._self().values()))).active)
 
     def enable_lora(self) -> None:
         """Let adapters count again after `disable_lora`."""
@@ -470,11 +444,11 @@ class LoraPipeline:
 
     def get_active_adapters(self) -> list[str]:
         """The adapters that count."""
-        return list(dict.fromkeys(n for module in self._adaptable().values() for n in network_of(module).active))
+        return list(dict.fromkeys(n for module in self._adaptable().values() for n in lora.network_of(module).active))
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """The adapters of each component that has any."""
-        return {name: list(found) for name, module in self._adaptable().items() if (found := network_of(module).weights)}
+        return {name: list(found) for name, module in self._adaptable().items() if (found := lora.network_of(module).weights)}
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Remove adapters and free their memory. Where none is left that counts, the first that is left does."""
@@ -517,7 +491,7 @@ class LoraPipeline:
     @property
     def fused_loras(self) -> set[str]:
         """The names of the adapters that are fused."""
-        return {name for module in self._adaptable().values() for name in network_of(module).fused}
+        return {name for module in self._adaptable().values() for name in lora.network_of(module).fused}
 
     @property
     def num_fused_loras(self) -> int:
@@ -562,7 +536,7 @@ class LoraPipeline:
                     "Which adapter?", where="adapter_name", got=active, expected=", ".join(_loaded(components)) or "one to be loaded"
                 )
             names = _known(components, active[0] if adapter_name is None else adapter_name, "adapter_name")
-            found = {n: _stored(m, names[0]) for n, m in components.items() if names[0] in network_of(m).weights}
+            found = {n: _stored(m, names[0]) for n, m in components.items() if names[0] in lora.network_of(m).weights}
             given, notes = {n: state for n, (state, _) in found.items()}, {n: own for n, (_, own) in found.items()}
         if not given:
             raise InputError("There is nothing to save.", where="save_lora_weights", expected="unet_lora_layers, or a loaded adapter")

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
-from ..checkpoints.adapters import read_adapter
-from ..checkpoints.files import PathLike
 from ..errors import CheckpointError, InputError
 from ..runtime.align import align
 from ..runtime.textual_inversion import LearnedEmbedding, expand, names_of, taught
+
+if TYPE_CHECKING:
+    from ..checkpoints.files import PathLike
+
+    Source = PathLike | Mapping[str, Any] | Tensor
 
 __all__ = ["TextualInversion"]
 
@@ -18,7 +21,6 @@ NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}  # names of tensors in files for two encoders
 NAMELESS = "emb_params"  # what some programs call the tensor, whatever the word
 MOST = 1000  # vectors of a word
-Source = PathLike | Mapping[str, Any] | Tensor
 
 
 class Learned(NamedTuple):
@@ -162,6 +164,8 @@ def _each(learned: Learned) -> range:
 
 
 def _parse(source: Source, options: Mapping[str, Any]) -> Learned:
+    from ..checkpoints.adapters import read_adapter
+
     adapter = read_adapter({NAMELESS: source} if isinstance(source, Tensor) else source, default_names=NAMES, **options)
     word: str | None = None
     if adapter.keys() <= ENCODERS.keys():

@@ -6,13 +6,18 @@ Arrays are channels last, (H, W, C) or (B, H, W, C); tensors are channels first,
 from __future__ import annotations
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
+from .._public import Later
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageOps
+else:
+    Image, ImageOps = Later("PIL.Image"), Later("PIL.ImageOps")
 
 __all__ = [
     "crop_region", "hint_to_tensor", "image_count", "image_size", "image_to_tensor", "mask_to_tensor", "overlay", "pixels_of",
@@ -162,12 +167,13 @@ def overlay(mask: Image.Image, original: Image.Image, image: Image.Image, box: B
 
 
 def resize_image(
-    image: Image.Image, height: int, width: int, mode: str = "default", resample: Image.Resampling = Image.Resampling.LANCZOS,
+    image: Image.Image, height: int, width: int, mode: str = "default", resample: Image.Resampling | None = None,
     reducing_gap: float | None = None,
 ) -> Image.Image:  # fmt: skip
-    """A PIL image at another size, with `resample` but for "bicubic"; see `image_to_tensor` for the modes. "fill" and "crop" give RGB."""
+    """A PIL image at another size, with `resample` (Lanczos) but for "bicubic"; see `image_to_tensor` for the modes. "fill" and "crop" give RGB."""
     if mode not in ("default", "bicubic", "fill", "crop"):
         raise InputError("No such choice.", where="resize_mode", got=mode, expected="default, bicubic, fill, crop")
+    resample = Image.Resampling.LANCZOS if resample is None else resample
     if mode in ("default", "bicubic"):
         return image.resize((width, height), resample if mode == "default" else Image.Resampling.BICUBIC, reducing_gap=reducing_gap)
     sizes = (width, max(image.height * width // image.width, 1)), (max(image.width * height // image.height, 1), height)

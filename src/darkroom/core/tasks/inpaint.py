@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 import torch
 import torch.nn.functional as F
-from PIL.Image import Image
 from torch import Tensor
 from ...errors import ConfigError, InputError
 from ..inputs import Inputs, field
@@ -40,6 +39,8 @@ class Inpaint(Text2Image):
     def check(self, pipe: Any, inputs: Any, rows: int) -> None:
         super().check(pipe, inputs, rows)
         if inputs.padding_mask_crop is not None:
+            from PIL.Image import Image
+
             for name in self.pictures:
                 if not isinstance(value := getattr(inputs, name), Image):
                     raise InputError("Cropping needs a PIL picture.", where=name, got=type(value).__name__, expected="PIL.Image.Image")
