@@ -38,6 +38,7 @@ class Config(Mapping[str, Any]):
         self.__dict__.update({name: freeze(getattr(self, name)) for name in self.names()}, extra={}, defaulted=frozenset())
 
     @classmethod
+    @functools.cache
     def names(cls) -> tuple[str, ...]:
         return tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
 

@@ -61,7 +61,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _counts(value: object) -> tuple[int, ...] | None:
     """A list of integers that fit in 63 bits, None for anything else."""
-    return tuple(value) if isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value) else None
+    if not isinstance(value, list):
+        return None
+    for v in value:
+        if type(v) is not int or not 0 <= v < 2**63:
+            return None
+    return tuple(value)
 
 
 def _entry(name: str, spec: Any, start: int, where: object) -> Entry:

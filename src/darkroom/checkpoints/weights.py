@@ -17,7 +17,7 @@ from .transfer import Transfer, allocate, finite, on_network, transfer, workers
 __all__ = ["Entry", "Weights", "load_weights", "read_header", "workers"]
 
 logger = logging.getLogger("darkroom")
-SMALL = 2**20  # bytes of a mapped tensor whose values are looked at: reading the large ones would bring the file into memory
+LOOKED_AT = 2**22  # bytes of mapped tensors whose values are looked at, the smallest first: looking brings what is looked at into memory
 
 
 class _Files(dict[Path, BinaryIO]):
@@ -127,6 +127,22 @@ def _initial(module: nn.Module, missing: Collection[str], where: object) -> dict
     return values
 
 
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those that hold values that are not finite, among the smallest tensors of `LOOKED_AT` bytes together."""
+    left, small = LOOKED_AT, defaultdict(list)
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].nbytes):
+        if (left := left - tensor.nbytes) < 0:
+            break
+        small[tensor.dtype].append((name, tensor))
+    return [
+        name
+        for group in small.values()
+        if not finite(torch.cat([tensor.reshape(-1) for _, tensor in group]))  # one sum for all
+        for name, tensor in group
+        if not finite(tensor)
+    ]
+
+
 def load_weights(
     module: nn.Module,
     weights: Weights,
@@ -176,7 +192,7 @@ def load_weights(
     final: dict[str, torch.dtype] = {}  # by the file's names, as all that follows
     for source, target in sorted(targets.items()):
         entry, own = weights.entries[source], state[target]
-        if _without_ones(entry.shape) != _without_ones(own.shape):
+        if entry.shape != own.shape and _without_ones(entry.shape) != _without_ones(own.shape):
             expected = f"{tuple(own.shape)}, by the configuration"
             raise CheckpointError("A tensor of another shape.", where=f"{where}: {target}", got=entry.shape, expected=expected)
         if (entry.dtype.is_floating_point, entry.dtype.is_complex) != (own.is_floating_point(), own.is_complex()):
@@ -194,7 +210,7 @@ def load_weights(
     entries = {name: weights.entries[name] for name in names}
     kept = [name for name, e in entries.items() if local[weights.files[name]] and final[name] == e.dtype and not e.stride]
     tensors = weights.mapped(kept)
-    wrong = [name for name, tensor in tensors.items() if tensor.nbytes < SMALL and not finite(tensor)]
+    wrong = _not_finite(tensors)
     if progress is not None and kept:
         progress(sum(entries[name].nbytes for name in kept))
     moved = [name for name in names if name not in tensors]
@@ -205,7 +221,8 @@ def load_weights(
         logger.warning("%s: %d tensors hold values that are not finite: %s", where, len(wrong), _some(wrong))
 
     owners = dict(module.named_modules(remove_duplicate=False))
-    given = {targets[name]: tensor.reshape(state[targets[name]].shape) for name, tensor in tensors.items()}
+    given = {targets[name]: tensor for name, tensor in tensors.items()}
+    given |= {name: t.reshape(state[name].shape) for name, t in given.items() if t.shape != state[name].shape}
     if missing:
         for name, tensor in fresh.items():
             wanted = torch.float32 if full.intersection(name.split(".")) else dtype

@@ -36,7 +36,7 @@ class Model(Configurable, LoraNetwork, nn.Module):
         check_network(config, type(self).__name__)
         self.build(config)
         for name, module in self.named_modules():
-            if hasattr(module, "site"):
+            if "site" in module.__dict__:
                 module.site = name
 
     def build(self, config: Any) -> None:
