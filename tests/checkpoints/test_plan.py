@@ -441,12 +441,9 @@ def _adversarial() -> dict[str, Callable[[int], str]]:
 @pytest.mark.parametrize("kind", _adversarial())
 def test_a_hundred_thousand_names(kind: str) -> None:
     paths = [f"vae/{SAFE}", *map(_adversarial()[kind], range(100_000)), f"unet/{SAFE}", f"unet/{FP16}"]
-    took = []
-    for _ in range(2):  # the machine may be busy
-        before = time.process_time()
-        chosen = plan_pipeline(paths, index("unet", "vae", "tokenizer"), variant="fp16")
-        took.append(time.process_time() - before)
-    assert min(took) < 2
+    before = time.process_time()
+    chosen = plan_pipeline(paths, index("unet", "vae", "tokenizer"), variant="fp16")
+    assert time.process_time() - before < 10  # each name looked at beside each would take hours
     assert {f"vae/{SAFE}", f"unet/{FP16}"} <= set(chosen.files)
 
 
@@ -454,7 +451,7 @@ def test_a_hundred_thousand_names(kind: str) -> None:
 def test_names_are_parsed_in_a_moment(tail: str, stem: str) -> None:
     before = time.process_time()
     parse_weight_name(stem + tail), parse_weight_name(f"{stem}.{tail * 4}.json"), parse_weight_name(stem + tail * 4 + ".bin")
-    assert time.process_time() - before < 0.05
+    assert time.process_time() - before < 2  # trying every way to split a name would take longer than anyone waits
 
 
 def test_nothing_heavy_is_imported() -> None:
