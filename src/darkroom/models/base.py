@@ -35,6 +35,10 @@ class Model(Configurable, LoraNetwork, nn.Module):
         self.config = config
         check_network(config, type(self).__name__)
         self.build(config)
+        self._name_sites()
+
+    def _name_sites(self) -> None:
+        """Tell attention layers their dotted names in this network, by which they are looked up."""
         for name, module in self.named_modules():
             if "site" in module.__dict__:
                 module.site = name

@@ -154,9 +154,7 @@ class UNetMotionModel(ConditionedUNet):
         """Put motion modules behind the other layers of each block, in place of those that are there."""
         for block, modules in zip(self._blocks(), made, strict=True):
             insert_motion(block, modules)
-        for name, module in self.named_modules():
-            if hasattr(module, "site"):
-                module.site = name
+        self._name_sites()
 
     @classmethod
     def from_unet2d(cls, unet: UNet2DConditionModel, motion_adapter: MotionAdapter | None = None, load_weights: bool = True) -> Self:
