@@ -5,6 +5,7 @@ import copy
 import gc
 import io
 import json
+import math
 import os
 import struct
 import threading
@@ -84,6 +85,25 @@ def test_every_cast(tmp_path: Path, stored: torch.dtype, dtype: torch.dtype, cap
     target.w = nn.Parameter(torch.empty(300, 500, device="meta"))
     load_weights(target, Weights(saved(tmp_path / "x.safetensors", {"w": value})), dtype=dtype, mmap=False)
     assert torch.equal(target.w, value.to(dtype)) and target.w.dtype == dtype and not caplog.records
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_small_neighbours_are_read_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
+) -> None:
+    state = {f"w{i:03d}": torch.randn(i % 7 + 1, 40) for i in range(300)} | {"large": torch.randn(400, 400), "whole": torch.arange(5)}
+    state["w007"][0, 3], state["w200"][0, 0] = math.nan, 1e6  # the second is none in float16 only
+    target, reads, read = nn.Module(), [], transfer.Transfer.read
+    for name, value in state.items():
+        target.register_buffer(name, torch.empty_like(value, device="meta"))
+    monkeypatch.setattr(transfer.Transfer, "read", lambda job, *place: reads.append(job.name) or read(job, *place))
+    load_weights(target, Weights(saved(tmp_path / "x.safetensors", state)), dtype=dtype, mmap=False)
+    for name, value in state.items():
+        expected = value.to(dtype) if value.is_floating_point() else value
+        assert torch.equal(target.get_buffer(name).nan_to_num(), expected.nan_to_num()), name
+    assert len(reads) < 10
+    said = {name for name in state if name in caplog.text}
+    assert said == ({"w007", "w200"} if dtype == torch.float16 else {"w007"})
 
 
 def test_without_positional_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 from ..errors import CheckpointError, InputError
@@ -25,6 +25,7 @@ PIECE = 2**20  # bytes of file that a thread reads at a time: they stay in the c
 RUN = 8 * PIECE  # bytes that it takes in a row: two threads in one huge page would both clear it
 STAGE = 16 * 2**20  # bytes that are copied to a device at a time
 SMALL = 4 * 2**20  # bytes that are not worth another thread
+FEW = 2**17  # bytes up to which tensors are read and cast together with their neighbours
 ARENA = 64 * 2**20  # bytes that are allocated at once; what is replaced piece by piece, as by Module.to, is freed in such steps
 HUGE = 2 * 2**20  # bytes of a huge page
 CLEARED = 2**16  # bytes from which on it pays to ask the kernel
@@ -169,6 +170,7 @@ def _serial() -> None:
 
 
 Run = tuple[Transfer, int, int]  # elements from, to
+Batch = list[Transfer]  # neighbours of one dtype, before and after, that are small
 
 
 def transfer(jobs: Iterable[Transfer], progress: Callable[[int], object] | None = None) -> list[str]:
@@ -179,12 +181,8 @@ def transfer(jobs: Iterable[Transfer], progress: Callable[[int], object] | None 
     """
     jobs = [job for job in jobs if job.entry.nbytes]
     device = jobs[0].target.device if jobs else torch.device("cpu")
-    runs: deque[Run] = deque()
+    runs = _runs(jobs, device)
     pages = _Pages()
-    for job in jobs:
-        total = job.target.numel()
-        step = total if job.entry.stride else (STAGE if device.type == "cuda" else RUN) // job.entry.dtype.itemsize
-        runs.extend((job, begin, min(begin + step, total)) for begin in range(0, total, step))
     wrong: dict[str, None] = {}
     lock, count = threading.Lock(), min(workers(), -(-sum(job.entry.nbytes for job in jobs) // SMALL))
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
@@ -214,16 +212,51 @@ def transfer(jobs: Iterable[Transfer], progress: Callable[[int], object] | None 
     return list(wrong)
 
 
-def _taken(runs: deque[Run]) -> Iterator[Run]:
+def _runs(jobs: Iterable[Transfer], device: torch.device) -> deque[Any]:
+    """The work in pieces, each a Run or, on the CPU, a Batch."""
+    runs: deque[Any] = deque()
+    batch: Batch = []
+    for job in jobs:
+        entry, total = job.entry, job.target.numel()
+        if device.type == "cpu" and entry.nbytes <= min(FEW, PIECE) and not entry.stride:
+            before = batch[-1] if batch else job
+            follows = batch and before.entry.offset + before.entry.nbytes == entry.offset and before.path == job.path
+            alike = before.entry.dtype == entry.dtype and before.target.dtype == job.target.dtype
+            if not (follows and alike) or entry.offset + entry.nbytes - batch[0].entry.offset > PIECE:
+                runs.append(batch := [])
+            batch.append(job)
+            continue
+        step = total if entry.stride else (STAGE if device.type == "cuda" else RUN) // entry.dtype.itemsize
+        runs.extend((job, begin, min(begin + step, total)) for begin in range(0, total, step))
+    return runs
+
+
+def _taken(runs: deque[Any]) -> Iterator[Any]:
     with suppress(IndexError):
         while True:
             yield runs.popleft()
 
 
-def _through_cache(runs: deque[Run], pages: _Pages) -> Iterator[tuple[Transfer, int, bool]]:
+def _at_once(batch: Batch, view: memoryview, buffer: Tensor) -> Iterator[tuple[Transfer, int, bool]]:
+    sizes, first = [job.target.numel() for job in batch], batch[0]
+    nbytes = sum(job.entry.nbytes for job in batch)
+    first.read(view[:nbytes])
+    source = buffer[:nbytes].view(first.entry.dtype)
+    made = source.to(first.target.dtype)
+    good = finite(source, made)
+    for job, read, cast in zip(batch, source.split(sizes), made.split(sizes)):
+        job.target.view(-1).copy_(cast)
+        yield job, job.entry.nbytes, good or finite(read, cast)
+
+
+def _through_cache(runs: deque[Any], pages: _Pages) -> Iterator[tuple[Transfer, int, bool]]:
     buffer = torch.empty(PIECE, dtype=torch.uint8, device="cpu")
     view = _bytes(buffer)
-    for job, first, last in _taken(runs):
+    for run in _taken(runs):
+        if isinstance(run, list):
+            yield from _at_once(run, view, buffer)
+            continue
+        job, first, last = run
         kind, here = job.entry.dtype, job.target.device.type == "cpu"
         step = last if job.entry.stride else PIECE // kind.itemsize
         for begin in range(first, last, step):
@@ -244,7 +277,7 @@ def _through_cache(runs: deque[Run], pages: _Pages) -> Iterator[tuple[Transfer, 
             yield job, nbytes, finite(source, target)
 
 
-def _through_device(runs: deque[Run], device: torch.device, before: torch.cuda.Stream) -> Iterator[tuple[Transfer, int, bool]]:
+def _through_device(runs: deque[Any], device: torch.device, before: torch.cuda.Stream) -> Iterator[tuple[Transfer, int, bool]]:
     """Two pinned buffers in turn: one is filled while the other is copied and cast on the device."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(before)  # the allocator may have given out what is still in use there
