@@ -245,6 +245,21 @@ def test_values_that_are_not_finite(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert [r.getMessage() for r in caplog.records] == ["unet: 2 tensors hold values that are not finite: conv.weight, norm.bias"]
 
 
+def test_small_networks_are_looked_at_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    target, state = nn.Module(), {name: torch.zeros(size) for name, size in {"large": 2**18, "middle": 2**15, "small": 9}.items()}
+    for tensor in state.values():
+        tensor[5] = math.nan
+    weights = Weights(saved(tmp_path / "x.safetensors", state))
+    for whole, expected in {2**25: "3 tensors", 1000: "1 tensors"}.items():
+        for name, value in state.items():
+            target.register_buffer(name, torch.empty_like(value, device="meta"))
+        monkeypatch.setattr("darkroom.checkpoints.weights.WHOLE", whole)
+        monkeypatch.setattr("darkroom.checkpoints.weights.LOOKED_AT", 1000)
+        caplog.clear()
+        load_weights(target, weights)
+        assert caplog.records[0].getMessage().startswith(f"model: {expected} hold values that are not finite")
+
+
 def test_missing_extra_doubled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = toy().state_dict()
     short = {k: v for k, v in state.items() if "weight" not in k}

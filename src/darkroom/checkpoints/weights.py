@@ -17,7 +17,8 @@ from .transfer import Transfer, allocate, finite, on_network, transfer, workers
 __all__ = ["Entry", "Weights", "load_weights", "read_header", "workers"]
 
 logger = logging.getLogger("darkroom")
-LOOKED_AT = 2**22  # bytes of mapped tensors whose values are looked at, the smallest first: looking brings what is looked at into memory
+WHOLE = 2**25  # bytes of mapped tensors up to which all their values are looked at
+LOOKED_AT = 2**22  # bytes of more that are, the smallest tensors first: looking brings them into memory, and from the disk
 
 
 class _Files(dict[Path, BinaryIO]):
@@ -128,19 +129,21 @@ def _initial(module: nn.Module, missing: Collection[str], where: object) -> dict
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of those that hold values that are not finite, among the smallest tensors of `LOOKED_AT` bytes together."""
-    left, small = LOOKED_AT, defaultdict(list)
+    """The names of those that hold values that are not finite, as far as they are looked at."""
+    small: dict[torch.dtype, dict[str, Tensor]] = defaultdict(dict)
+    total, wrong = sum(tensor.nbytes for tensor in tensors.values()), list[str]()
+    left = LOOKED_AT if total > WHOLE else total
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].nbytes):
         if (left := left - tensor.nbytes) < 0:
             break
-        small[tensor.dtype].append((name, tensor))
-    return [
-        name
-        for group in small.values()
-        if not finite(torch.cat([tensor.reshape(-1) for _, tensor in group]))  # one sum for all
-        for name, tensor in group
-        if not finite(tensor)
-    ]
+        if tensor.nbytes < 2**16:
+            small[tensor.dtype][name] = tensor
+        elif not finite(tensor):
+            wrong.append(name)
+    for group in small.values():  # one sum for all
+        if not finite(torch.cat([tensor.reshape(-1) for tensor in group.values()])):
+            wrong += [name for name, tensor in group.items() if not finite(tensor)]
+    return wrong
 
 
 def load_weights(
