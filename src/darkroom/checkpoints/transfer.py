@@ -212,9 +212,9 @@ def transfer(jobs: Iterable[Transfer], progress: Callable[[int], object] | None 
     return list(wrong)
 
 
-def _runs(jobs: Iterable[Transfer], device: torch.device) -> deque[Any]:
+def _runs(jobs: Iterable[Transfer], device: torch.device) -> deque[Run | Batch]:
     """The work in pieces, each a Run or, on the CPU, a Batch."""
-    runs: deque[Any] = deque()
+    runs: deque[Run | Batch] = deque()
     batch: Batch = []
     for job in jobs:
         entry, total = job.entry, job.target.numel()
@@ -249,7 +249,7 @@ def _at_once(batch: Batch, view: memoryview, buffer: Tensor) -> Iterator[tuple[T
         yield job, job.entry.nbytes, good or finite(read, cast)
 
 
-def _through_cache(runs: deque[Any], pages: _Pages) -> Iterator[tuple[Transfer, int, bool]]:
+def _through_cache(runs: deque[Run | Batch], pages: _Pages) -> Iterator[tuple[Transfer, int, bool]]:
     buffer = torch.empty(PIECE, dtype=torch.uint8, device="cpu")
     view = _bytes(buffer)
     for run in _taken(runs):
