@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from ..errors import CheckpointError
+from .files import size_of
 from .remote import PATIENCE, Remote, Stopped, Transient
 
 __all__ = ["check_digest", "download"]
@@ -37,7 +38,7 @@ def download(
         advance: told the bytes as they come, also negative where some turned out wrong.
     """
     with _turn(lock, blob, remote.stop):
-        if not fresh and blob.is_file() and blob.stat().st_size == size:
+        if not fresh and size_of(blob) == size:
             return advance(size)
         for again in (False, True):
             part = _claim(blob, adopt=not fresh and not again)

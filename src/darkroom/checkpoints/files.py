@@ -21,6 +21,7 @@ __all__ = [
     "parse_bytes",
     "parse_json",
     "read_json",
+    "size_of",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -78,6 +79,15 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise CheckpointError("Not a regular file.", where=path, expected="a file, not a folder, pipe or device")
     return os.fdopen(descriptor, "rb")
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a regular file, -1 of what is none or is gone: others may rename or remove what has just been listed."""
+    try:
+        info = path.stat()
+    except (OSError, ValueError):
+        return -1
+    return info.st_size if stat.S_ISREG(info.st_mode) else -1
 
 
 def parse_json(text: bytes, where: object, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None) -> dict[str, Any]:

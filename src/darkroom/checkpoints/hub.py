@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 from ..errors import CheckpointError, DarkroomError, InputError
-from .files import PathLike, inside, open_regular
+from .files import PathLike, inside, open_regular, size_of
 from .index import INDEX_NAME, ModelIndex
 from .locks import recover
 from .plan import PipelinePlan, parse_weight_name, plan_pipeline
@@ -75,7 +75,7 @@ def _fetch(repo: Repository, listing: Listing, names: Iterable[str], *, bar: boo
     total = sum(max(listing.sizes[same[0]], 0) for same in copies.values())
     try:
         (blobs := repo.folder / "blobs").mkdir(parents=True, exist_ok=True)
-        there = sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+        there = sum(max(size_of(path), 0) for path in blobs.glob("*.incomplete"))  # another process may complete one meanwhile
         needed = sum(max(listing.sizes[same[0]], 0) for digest, same in copies.items() if not (blobs / digest).exists()) - there
         free = shutil.disk_usage(blobs).free
     except OSError as error:

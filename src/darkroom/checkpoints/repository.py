@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 from ..errors import CheckpointError, DarkroomError, InputError
 from .atomic import write_text_atomic
-from .files import PathLike, inside, is_safe, parse_json, read_json
+from .files import PathLike, inside, is_safe, parse_json, read_json, size_of
 from .remote import Remote, Stopped, cause, refusal
 
 __all__ = ["HUB_OPTIONS", "Listing", "Repository", "commit_of", "sizes_in"]
@@ -157,8 +157,8 @@ class Repository:
         return listing
 
     def has(self, listing: Listing, name: str) -> bool:
-        path, size = self.snapshot(listing.commit) / name, listing.sizes.get(name, -1)
-        return path.is_file() and (size < 0 or path.stat().st_size == size)
+        there, size = size_of(self.snapshot(listing.commit) / name), listing.sizes.get(name, -1)
+        return there >= 0 and size in (there, -1)
 
     def remember(self, commit: str) -> None:
         """The revision means this commit from now on. Said once the files are there: until then the one before serves those who are offline."""
@@ -222,9 +222,7 @@ def _listing(repo_id: str, commit: str, entries: Mapping[Any, Any]) -> Listing:
 def sizes_in(folder: Path, deep: bool = False) -> dict[str, int]:
     """The files of a folder and of the folders in it, or all below it if `deep`: name relative to it, with "/" -> bytes."""
     found = folder.rglob("*") if deep else (*folder.glob("*"), *folder.glob("*/*"))
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size if path.is_file() else 0 for path in sorted(found) if not path.is_dir()
-    }
+    return {path.relative_to(folder).as_posix(): max(size_of(path), 0) for path in sorted(found) if not path.is_dir()}
 
 
 def commit_of(folder: Path) -> tuple[str, str]:
