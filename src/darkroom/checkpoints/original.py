@@ -67,8 +67,8 @@ class SingleFile:
             self.original = inferred.original_options(original_config or {})
         except (AttributeError, TypeError, ZeroDivisionError) as error:
             raise CheckpointError("A configuration of another form.", where="original_config", got=str(error)) from None
-        self.unet = self._network_part("unet")
-        self.family = inferred.family_of(self.shapes, self._shapes_of(self.unet))
+        self.unet = self.part("unet")
+        self.family = inferred.family_of(self.shapes, self._shapes_of(self.unet or self.part("controlnet")))
         self.prediction_type = self._prediction_type(prediction_type)
         self.texts: dict[str, TextPlace] = {}
         for place in TEXTS[self.family]:
@@ -110,13 +110,13 @@ class SingleFile:
 
     # ---- parts
 
-    def _network_part(self, component: str) -> Part:
-        """The tensors of the UNet or VAE, none if there is no such network."""
-        anchor, prefixes, roots = PLACES[component]
-        prefix = next((prefix for prefix in prefixes if prefix + anchor in self.shapes), None)
+    def part(self, component: str) -> Part:
+        """The tensors of a network, a key of PLACES; none if there is no such network."""
+        place = PLACES[component]
+        prefix = next((prefix for prefix in place.prefixes if prefix + place.anchor in self.shapes), None)
         if prefix is None:
             return {}
-        part = self._under(prefix) if prefix else {name: name for name in self.shapes if name.startswith(roots)}
+        part = self._under(prefix) if prefix else {name: name for name in self.shapes if name.startswith(place.roots)}
         if component == "unet" and self.extract_ema:
             part = {name: "model_ema.diffusion_model" + name.replace(".", "") for name in part}
             if lost := [name for name in part.values() if name not in self.shapes]:
@@ -175,26 +175,26 @@ class SingleFile:
         load_weights(module, weights, dtype=dtype, keep_in_float32=full, where=where, **self.reading)
 
     def network(self, component: str, *, dtype: torch.dtype | None = torch.float32, **changes: Any) -> Any:
-        """The UNet or VAE in eval mode. `dtype` None keeps what is stored; `changes` override its configuration.
+        """A network, a key of PLACES, in eval mode. `dtype` None keeps what is stored; `changes` override its configuration.
 
         A file of one network with the names of the folder layout is read too, if there is a configuration for it.
         """
         name = next(name for name, own in NETWORKS.items() if own == component)
         cls: Any = component_class(component, "darkroom", name)
-        part, given = self._network_part(component), self._given(component)
+        part, given, unread = self.part(component), self._given(component), PLACES[component].unread
         foldered = not part and given is not None and any(n.startswith(("down_blocks.", "encoder.down_blocks.")) for n in self.shapes)
         if not part and not foldered:
             raise self.lacks(name)
         with component_errors(component, cls, self.path):
             with skeleton(self.weights, name, self.path):
                 if given is None:
-                    infer = inferred.unet_config if component == "unet" else inferred.vae_config
-                    seen, assumed = infer(self._shapes_of(part), self.family, self.prediction_type)
-                    given = {**assumed, **self._told(component), **seen, **self.original[component]}
+                    seen, assumed = inferred.CONFIGS[component](self._shapes_of(part), self.family, self.prediction_type)
+                    given = {**assumed, **self._told(component), **seen, **self.original.get(component, {})}
                 model = cls.from_config({**given, **changes})
             if foldered:
                 self._fill(model, dict(zip(self.shapes, self.shapes)), {n: cls.rename_key(n) for n in self.shapes}, dtype, component)
             else:
+                part = {name: in_file for name, in_file in part.items() if unread is None or not unread.fullmatch(name)}
                 self._fill(model, part, NAMES[component](list(model.state_dict())), dtype, component)
             return model.eval()
 

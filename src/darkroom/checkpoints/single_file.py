@@ -14,7 +14,7 @@ from ..models.base import Model
 from .files import PathLike, inside, open_regular
 from .hub import HUB_OPTIONS, locate
 from .index import INDEX_NAME, ModelIndex, component_class, without_collector
-from .layouts import FAMILIES, NETWORKS, PLACES
+from .layouts import FAMILIES, NETWORKS, PLACES, WHOLE
 from .models import check_dtype, load_component
 from .original import SingleFile
 from .plan import parse_weight_name
@@ -134,7 +134,7 @@ def load_text_encoders(path: PathLike, *, dtype: DType = None, **options: Any) -
 
 @without_collector()
 def load_single_file(cls: Any, path: PathLike, *, dtype: DType = None, **given: Any) -> Any:
-    """What `from_single_file` does: a pipeline, or a UNet2DConditionModel or AutoencoderKL, out of a file in the original layout.
+    """What `from_single_file` does: a pipeline, or a network of a class in NETWORKS, out of a file in the original layout.
 
     Args:
         cls: DiffusionPipeline for the class that the file asks for, one of its subclasses, or a network's class.
@@ -201,7 +201,7 @@ def _pipeline(cls: type[DiffusionPipeline], file: SingleFile, dtype: DType, give
 
 def _maker(file: SingleFile, index: ModelIndex | None, name: str, dtype: DType) -> Callable[[], Any] | None:
     """What makes a component of a pipeline: out of the file, out of the folder with configurations, or from what is known of the family."""
-    if name in PLACES:
+    if name in WHOLE or (name in PLACES and file.part(name)):
         return lambda: file.network(name, dtype=_dtype(dtype, name))
     if name in file.texts:
         return lambda: file.text_encoder(name, dtype=_dtype(dtype, name))

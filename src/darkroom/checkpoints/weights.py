@@ -105,6 +105,12 @@ def _lacking(missing: Mapping[str, Tensor], extra: Mapping[str, Entry], where: o
     return CheckpointError(what, where=where, got=got, fix=fix)
 
 
+def _is_computed(module: nn.Module, name: str) -> bool:
+    """Whether a layer makes this tensor itself, so that a file may lack it: it is one of those that the layer's `computed` names."""
+    path, _, leaf = name.rpartition(".")
+    return leaf in getattr(module.get_submodule(path), "computed", ())
+
+
 def _initial(module: nn.Module, missing: Collection[str], where: object) -> dict[str, Tensor]:
     """Tensors that no file holds with the values that their layers begin with: what is on "meta" is initialised, on the CPU."""
     values: dict[str, Tensor] = {}
@@ -169,7 +175,8 @@ def load_weights(
         device: where they go. "meta" compares only.
         keep_in_float32: parts of dotted names; tensors that have one become float32.
         rename: the module's name of a tensor that the file may call otherwise.
-        strict: False gives tensors that no file holds the values that their layers begin with, instead of an error.
+        strict: False gives tensors that no file holds the values that their layers begin with, instead of an error. What a layer's `computed`
+            names always begins so.
         mmap: False reads mapped tensors, too; None does so where the files lie on a network file system.
         progress: called with the number of bytes read since its last call, from several threads in turn; all calls together give `weights.nbytes`,
             less what the module does not take.
@@ -189,8 +196,9 @@ def load_weights(
         sources[target] = name
     extra = {sources[name]: weights.entries[sources[name]] for name in sources.keys() - state.keys()}
     missing = {name: own for name, own in state.items() if sources.keys().isdisjoint(tied[id(own)])}
-    if missing and strict:
-        raise _lacking(missing, extra, where)
+    learned = {name: own for name, own in missing.items() if not _is_computed(module, name)}
+    if learned and strict:
+        raise _lacking(learned, extra, where)
     targets = {source: target for target, source in sources.items() if target in state}
     final: dict[str, torch.dtype] = {}  # by the file's names, as all that follows
     for source, target in sorted(targets.items()):
@@ -204,9 +212,9 @@ def load_weights(
         final[source] = (wanted if entry.dtype.is_floating_point else None) or entry.dtype
     if extra:
         logger.warning("%s: %d tensors of the weight files belong to nothing: %s", where, len(extra), _some(extra))
-    if missing:
-        logger.warning("%s: %d tensors are in no file and begin anew: %s", where, len(missing), _some(missing))
-        fresh = _initial(module, missing, where)
+    if learned:
+        logger.warning("%s: %d tensors are in no file and begin anew: %s", where, len(learned), _some(learned))
+    fresh = _initial(module, missing, where)
 
     local = {path: device.type == "cpu" and (not on_network(path) if mmap is None else mmap) for path in set(weights.files.values())}
     names = weights.in_order(targets)
@@ -226,10 +234,9 @@ def load_weights(
     owners = dict(module.named_modules(remove_duplicate=False))
     given = {targets[name]: tensor for name, tensor in tensors.items()}
     given |= {name: t.reshape(state[name].shape) for name, t in given.items() if t.shape != state[name].shape}
-    if missing:
-        for name, tensor in fresh.items():
-            wanted = torch.float32 if full.intersection(name.split(".")) else dtype
-            given[name] = tensor.to(device, wanted if tensor.is_floating_point() else None)
+    for name, tensor in fresh.items():
+        wanted = torch.float32 if full.intersection(name.split(".")) else dtype
+        given[name] = tensor.to(device, wanted if tensor.is_floating_point() else None)
     for name, tensor in given.items():
         own = state[name]
         if isinstance(own, nn.Parameter):

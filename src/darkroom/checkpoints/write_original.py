@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, InputError
 from ..models.base import Model
 from .files import PathLike
-from .layouts import CONVOLUTIONS, FUSED, NAMES, NETWORKS, PLACES, QUERY_KEY_VALUE, TEXTS
+from .layouts import CONVOLUTIONS, FUSED, NAMES, NETWORKS, PLACES, QUERY_KEY_VALUE, TEXTS, WHOLE
 from .locks import beside
 from .models import check_dtype
 from .original import TEXT_UNSEEN
@@ -63,7 +63,7 @@ def _places(thing: Any) -> list[tuple[str, Any, str, str]]:
     """(component, module, how its names are, prefix) of all that goes into the file."""
     own = getattr(thing, "_orig_mod", thing)
     if isinstance(own, Model) and (component := NETWORKS.get(type(own).__name__)):
-        return [(component, own, component, PLACES[component][1][0 if component == "unet" else -1])]
+        return [(component, own, component, PLACES[component].alone)]
     parts = {n: getattr(c, "_orig_mod", c) for n, c in getattr(thing, "components", {}).items() if isinstance(c, nn.Module)}
     if NETWORKS.get(type(parts.get("unet")).__name__) != "unet":
         raise InputError(
@@ -71,7 +71,7 @@ def _places(thing: Any) -> list[tuple[str, Any, str, str]]:
         )
     second, activation = "text_encoder_2" in parts, getattr(getattr(parts.get("text_encoder"), "config", None), "hidden_act", None)
     family = ("xl" if "text_encoder" in parts else "refiner") if second else "v2" if activation == "gelu" else "v1"
-    found = [(name, parts[name], name, PLACES[name][1][0]) for name in PLACES if name in parts]
+    found = [(name, parts[name], name, PLACES[name].prefixes[0]) for name in WHOLE if name in parts]
     places = {place.component: place for place in reversed(TEXTS[family])}
     return found + [(name, parts[name], place.names, place.prefix) for name, place in places.items() if name in parts]
 
@@ -79,8 +79,8 @@ def _places(thing: Any) -> list[tuple[str, Any, str, str]]:
 def save_single_file(pipe_or_model: Any, path: PathLike, *, dtype: torch.dtype | None = None) -> None:
     """Write a `.safetensors` file in the original layout, whole or not at all.
 
-    UNet, VAE and text encoders of a pipeline go into one file, a single UNet or VAE into one of its own; what else a pipeline has is not written.
-    `dtype` is that of the file, None for what the networks have. What tensors do not tell is kept in the metadata, for `load_single_file`.
+    UNet, VAE and text encoders of a pipeline go into one file, a network of a class in NETWORKS into one of its own; what else a pipeline has is not
+    written. `dtype` is that of the file, None for what the networks have. What tensors do not tell is kept in the metadata, for `load_single_file`.
 
     Raises:
         InputError: something that has no original layout, or a name without ".safetensors".

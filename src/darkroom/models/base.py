@@ -118,8 +118,10 @@ class Model(Configurable, LoraNetwork, nn.Module):
     def from_single_file(
         cls, path: PathLike, *, dtype: torch.dtype | None = None, torch_dtype: torch.dtype | None = None, **options: Any
     ) -> Self:
-        """Load this network out of a file in the original layout, of the network alone or of a whole checkpoint; see
-        `DiffusionPipeline.from_single_file`."""
+        """Load this network out of a file in the original layout, of the network alone or of a whole checkpoint: a
+        UNet2DConditionModel, AutoencoderKL, ControlNetModel, SparseControlNetModel or MotionAdapter. Keyword arguments override keys of its
+        configuration, which is read off the tensors; for the others see `DiffusionPipeline.from_single_file`. Raises CheckpointError if the file
+        is of another kind, InputError for another class."""
         from ..checkpoints.single_file import load_single_file
 
         return load_single_file(cls, path, dtype=dtype or torch_dtype, **options)

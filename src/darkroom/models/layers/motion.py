@@ -13,15 +13,27 @@ from .unet_blocks import Block
 
 __all__ = ["MotionTransformer", "TemporalConvs", "insert_motion", "motion_modules", "per_frame"]
 
+LONGEST = 4096  # frames: places are made in memory, whatever a file's configuration asks for
+
 
 class FramePlaces(nn.Module):
     """Adds sinusoids of a frame's place to (B, F, C), for up to `length` frames."""
 
+    computed = ("pe",)
+
     def __init__(self, dim: int, length: int):
         super().__init__()
-        rates = torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
-        phase = torch.arange(length)[:, None] * rates
-        self.register_buffer("pe", torch.stack([phase.sin(), phase.cos()], -1).flatten(1)[None, :, :dim])  # (1, length, dim)
+        if length > LONGEST:
+            expected = f"at most {LONGEST} frames"
+            raise ConfigError("Motion modules for no such videos.", where="motion_max_seq_length", got=length, expected=expected)
+        self.register_buffer("pe", torch.empty(1, length, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        _, length, dim = self.pe.shape
+        rates = torch.exp(torch.arange(0, dim, 2, device=self.pe.device) * (-math.log(10000.0) / dim))
+        phase = torch.arange(length, device=self.pe.device)[:, None] * rates
+        self.pe.copy_(torch.stack([phase.sin(), phase.cos()], -1).flatten(1)[None, :, :dim])
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] > self.pe.shape[1]:
