@@ -52,6 +52,14 @@ def test_without_guidance(pair, name):
     compare(pair(name), arguments(name, guidance_scale=1.0))
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n != DEPTH])  # the reference's depths are NaN then
+def test_half_precision(name, tmp_path):
+    pipes = both(name, tiny.neighbour(tmp_path, name), torch_dtype=torch.float16)
+    theirs, ours = (np.asarray(pipe(**arguments(name), generator=generators(0))[0]) for pipe in pipes)
+    assert pipes[1].vae.dtype == torch.float16 and ours.shape == theirs.shape and theirs.std() > 0.01
+    np.testing.assert_allclose(ours, theirs, atol=1e-2, rtol=0)  # a few steps of numbers with 11 bits
+
+
 CALLS: dict[str, dict[str, Any]] = {
     "negative": {"negative_prompt": "red"},
     "two prompts": {"prompt": ["a cat", "the red dog"], "negative_prompt": ["red", ""], "image": [picture(1), picture(2)]},
