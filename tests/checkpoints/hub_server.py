@@ -147,13 +147,13 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.02)
 
     def sent(self, chunk: bytes) -> bool:
+        with self.hub.lock:
+            self.hub.bytes_sent += len(chunk)  # before who reads them can look
         try:
             self.wfile.write(chunk)
         except OSError:
             self.close_connection = True
             return False
-        with self.hub.lock:
-            self.hub.bytes_sent += len(chunk)
         return True
 
     def repo(self, repo_id: str) -> Repo | None:
