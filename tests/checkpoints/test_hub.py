@@ -68,6 +68,7 @@ def cache_is_sound(cache: Path, source: dict[str, bytes] = FILES) -> None:
 
 CLIENT = """
 import json, signal, sys, os
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background, with it ignored
 if os.environ.get("NO_LOCKS"):
     import fcntl
     fcntl.flock = lambda *a: None
