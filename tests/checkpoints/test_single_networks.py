@@ -146,6 +146,20 @@ def test_values_are_the_references(kind: str, tmp_path: Path) -> None:
     assert same(back, ours) and back.config == ours.config
 
 
+def test_what_no_tensor_tells_is_written_beside_them(tmp_path: Path) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "controlnet": {"global_pool_conditions": True, "attention_head_dim": 4},
+        "motion": {"motion_num_attention_heads": 4, "motion_norm_num_groups": 16},
+        "sparse rgb": {"concat_conditioning_mask": False, "motion_num_attention_heads": 4},
+    }
+    for kind, options in changes.items():
+        cls, _, config = SMALL[kind]
+        net = cls.from_config({**config, **options})
+        save_single_file(net, tmp_path / "one.safetensors")
+        back = cls.from_single_file(tmp_path / "one.safetensors")
+        assert same(back, net) and back.config == net.config
+
+
 def test_motion_modules_in_a_training_state(tmp_path: Path) -> None:
     """The whole network that was trained, with the prefix of its wrapper: its motion modules are what is taken."""
     unet = diffusers.UNet2DConditionModel(
@@ -208,6 +222,11 @@ def test_the_error_says_which_class_reads_the_file(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as caught:
             cls.from_single_file(tmp_path / path)
         assert fits in caught.value.got
+    save_file(as_trained(net.state_dict(), "controlnet"), tmp_path / "bare.safetensors")
+    for cls in (UNet2DConditionModel, DiffusionPipeline):  # without a prefix its names are those of a UNet's way down
+        with pytest.raises(CheckpointError) as caught:
+            cls.from_single_file(tmp_path / "bare.safetensors")
+        assert "ControlNetModel.from_single_file" in caught.value.got
     lora = {name.replace("to_q.weight", "processor.to_q_lora.down.weight"): t for name, t in motion.items() if "to_q" in name}
     save_file(lora, tmp_path / "lora.safetensors")
     with pytest.raises(CheckpointError) as caught:

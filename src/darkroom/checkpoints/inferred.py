@@ -113,7 +113,7 @@ def motion_adapter_config(shapes: Shapes, family: str, prediction_type: str = "e
 
 
 def sparse_controlnet_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") -> Told:
-    """(what the shapes tell, nothing) of the configuration of a ControlNet with motion modules, whose other tensors are called as in folders."""
+    """(what the shapes tell, what is assumed) of a ControlNet with motion modules, whose other tensors are called as in folders."""
     tree = parents(shapes)
     blocks = [f"down_blocks.{i}" for i in range(count(tree, "down_blocks"))]
     widths, _, across, frames = _motion(shapes, *blocks)
@@ -130,13 +130,12 @@ def sparse_controlnet_config(shapes: Shapes, family: str, prediction_type: str =
         "temporal_transformer_layers_per_block": across,
         "motion_max_seq_length": frames,
         "use_simplified_condition_embedding": simple,
-        "conditioning_channels": shapes[f"{picture}.weight"][1] - 1,  # one more says which frames have a picture
     }
     seen |= _context(shapes)
     if not simple:
         layers = ["conv_in", *(f"blocks.{i}" for i in range(1, count(tree, "controlnet_cond_embedding.blocks"), 2))]
         seen["conditioning_embedding_out_channels"] = tuple(shapes[f"controlnet_cond_embedding.{name}.weight"][0] for name in layers)
-    return seen, {}
+    return seen, {"conditioning_channels": shapes[f"{picture}.weight"][1] - 1}  # one more says which frames have a picture
 
 
 def _one(values: list[int]) -> int | tuple[int, ...]:

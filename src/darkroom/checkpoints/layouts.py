@@ -177,7 +177,7 @@ _UNET = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
 _MOTION = ("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight", ("", "module."))
 _FRAMES = r".*\.pos_encoder\.pe"  # sinusoids, which the layers make themselves
 PLACES = {
-    "unet": Place("input_blocks.0.0.weight", ("model.diffusion_model.", "diffusion_model.", ""), (*_UNET, "output_blocks.", "out."),
+    "unet": Place("out.2.weight", ("model.diffusion_model.", "diffusion_model.", ""), (*_UNET, "output_blocks.", "out."),
                   "model.diffusion_model."),
     "vae": Place("decoder.mid.block_1.norm1.weight", ("first_stage_model.", "vae.", ""), ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")),
     "controlnet": Place("zero_convs.0.0.weight", ("control_model.", ""), (*_UNET, "zero_convs.", "middle_block_out.", "input_hint_block."),

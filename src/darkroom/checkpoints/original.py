@@ -133,7 +133,7 @@ class SingleFile:
     @property
     def channels(self) -> int | None:
         """The input channels of the UNet, None where there is none."""
-        shape = self.shapes[self.unet["input_blocks.0.0.weight"]] if self.unet else ()
+        shape = self.shapes.get(self.unet.get("input_blocks.0.0.weight", ""), ())
         return shape[1] if len(shape) == 4 else None
 
     def lacks(self, what: str) -> CheckpointError:
