@@ -218,9 +218,8 @@ def rows(options: Options) -> Iterator[Row]:
 def _rows(folder: str, rounds: int, options: Options) -> Iterator[Row]:
     def run(*arguments: str) -> dict[str, float]:
         for path in Path(folder, "sdxl" if "sdxl" in arguments else "sd").rglob("*.safetensors"):
-            subprocess.run(
-                ["cat", path], stdout=subprocess.DEVNULL, check=True
-            )  # into the page cache: loading itself may have pushed it out
+            # into the page cache: what ran before may have pushed it out
+            subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
         return json.loads(fresh(["-m", "benchmarks.loading", "--child", *arguments], options)[2])
 
     cases = [("sd", "float32", 0.6), ("sd", "bfloat16", 0.35), ("sdxl", "float16", 0.6)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 from ..errors import ConfigError
-from .layouts import ANCHORS, EULER, FAMILIES, MOST, PLACES_OF_FRAMES, SCHEDULE, TEXTS, TextPlace, count, parents
+from .layouts import ANCHORS, EULER, FAMILIES, MOST, SCHEDULE, SINUSOIDS, TEXTS, TextPlace, count, parents
 
 __all__ = ["CONFIGS", "Shapes", "family_of", "original_options", "scheduler_config", "text_config"]
 
@@ -96,7 +96,7 @@ def _motion(shapes: Shapes, *blocks: str) -> tuple[tuple[int, ...], Any, Any, in
     layers, depths = (_one([count(tree, name) for name in names]) for names in (
         [f"{block}.motion_modules" for block in blocks], [f"{module}.transformer_blocks" for module in modules]
     ))  # fmt: skip
-    return widths, layers, depths, shapes[f"{modules[0]}.transformer_blocks.0.{PLACES_OF_FRAMES}.pe"][1]
+    return widths, layers, depths, shapes[f"{modules[0]}.transformer_blocks.0.{SINUSOIDS}.pe"][1]
 
 
 def motion_adapter_config(shapes: Shapes, family: str, prediction_type: str = "epsilon") -> Told:
@@ -225,9 +225,10 @@ def original_options(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if isinstance(head_dim, int) and head_dim > 0:
         width, factors = inner.get("model_channels"), inner.get("channel_mult") or ()
         heads = tuple(width * factor // head_dim for factor in factors) if isinstance(width, int) else None
+    own_heads = heads if heads != -1 else None
     return {
-        "unet": given(attention_head_dim=heads if heads != -1 else None, sample_size=size),
-        "controlnet": given(attention_head_dim=heads if heads != -1 else None),
+        "unet": given(attention_head_dim=own_heads, sample_size=size),
+        "controlnet": given(attention_head_dim=own_heads),
         "vae": given(scaling_factor=at(*top, "scale_factor")),
         "scheduler": given(
             prediction_type=prediction,

@@ -9,8 +9,8 @@ from typing import Any
 from ..errors import ConfigError
 
 __all__ = [
-    "ANCHORS", "CONVOLUTIONS", "EULER", "FAMILIES", "FUSED", "IGNORED", "MOST", "NAMES", "NETWORKS", "PLACES", "PLACES_OF_FRAMES",
-    "PUBLISHED_STEPS", "QUERY_KEY_VALUE", "SCHEDULE", "SEEMS", "TEXTS", "WHOLE", "Family", "Place", "TextPlace", "count", "parents",
+    "ANCHORS", "CONVOLUTIONS", "EULER", "FAMILIES", "FUSED", "IGNORED", "MOST", "NAMES", "NETWORKS", "PLACES", "PUBLISHED_STEPS",
+    "QUERY_KEY_VALUE", "SCHEDULE", "SEEMS", "SINUSOIDS", "TEXTS", "WHOLE", "Family", "Place", "TextPlace", "count", "parents",
 ]  # fmt: skip
 
 MOST = 100  # blocks, or layers, of a kind that a file may have
@@ -45,7 +45,8 @@ OPENCLIP_LAYER = {
     "self_attn.out_proj": "attn.out_proj", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
 }  # fmt: skip
 
-MOTION, PLACES_OF_FRAMES = {"attn": "attention_blocks", "norm": "norms"}, "attention_blocks.0.pos_encoder"
+MOTION = {"attn": "attention_blocks", "norm": "norms"}  # which are numbered from 1 here, from 0 there
+SINUSOIDS = "attention_blocks.0.pos_encoder"
 
 
 def parents(names: Iterable[str]) -> set[str]:
@@ -145,7 +146,7 @@ def motion_names(names: Iterable[str]) -> dict[str, str]:
         if not (match := re.fullmatch(r"(.*\bmotion_modules\.\d+)\.(.*)", name)):
             return name
         inner = re.sub(r"\.(attn|norm)([12])\.", lambda m: f".{MOTION[m[1]]}.{int(m[2]) - 1}.", match[2])
-        return f"{match[1]}.temporal_transformer.{inner.replace('.norm3.', '.ff_norm.').replace('.pos_embed.', f'.{PLACES_OF_FRAMES}.')}"
+        return f"{match[1]}.temporal_transformer.{inner.replace('.norm3.', '.ff_norm.').replace('.pos_embed.', f'.{SINUSOIDS}.')}"
 
     return {original(name): name for name in names}
 
@@ -174,7 +175,7 @@ NETWORKS = {  # our classes that such files hold
 }  # fmt: skip
 WHOLE = ("unet", "vae")  # what a file of a whole checkpoint always holds
 _UNET = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
-_MOTION = ("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight", ("", "module."))
+_TEMPORAL = ("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight", ("", "module."))
 _FRAMES = r".*\.pos_encoder\.pe"  # sinusoids, which the layers make themselves
 PLACES = {
     "unet": Place("out.2.weight", ("model.diffusion_model.", "diffusion_model.", ""), (*_UNET, "output_blocks.", "out."),
@@ -182,9 +183,9 @@ PLACES = {
     "vae": Place("decoder.mid.block_1.norm1.weight", ("first_stage_model.", "vae.", ""), ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")),
     "controlnet": Place("zero_convs.0.0.weight", ("control_model.", ""), (*_UNET, "zero_convs.", "middle_block_out.", "input_hint_block."),
                         "control_model."),
-    "motion_adapter": Place(*_MOTION, ("down_blocks.", "mid_block.", "up_blocks.", "conv_in."),
+    "motion_adapter": Place(*_TEMPORAL, ("down_blocks.", "mid_block.", "up_blocks.", "conv_in."),
                             unread=re.compile(rf"{_FRAMES}|(?!conv_in\.|.*\bmotion_modules\.).*")),
-    "sparse_controlnet": Place(*_MOTION, ("down_blocks.", "mid_block.", "conv_in.", "time_embedding.", "controlnet_"),
+    "sparse_controlnet": Place(*_TEMPORAL, ("down_blocks.", "mid_block.", "conv_in.", "time_embedding.", "controlnet_"),
                                unread=re.compile(_FRAMES)),
 }  # fmt: skip
 # of text encoders: what no network here reads. OpenCLIP's own are trained with an image encoder, and count positions
